@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "client/wire/messages.h"
+#include "client/wire/tree.h"
+
+namespace nearbox::sync {
+
+using NodeIndex = std::uint32_t;  // 0 is no node
+inline constexpr NodeIndex kNoNode = 0;
+
+// What the mirror knows of a directory's entries.
+enum class Listing : std::uint8_t {
+  kUnknown,   // never listed
+  kPartial,   // some blocks came, more follow
+  kComplete,  // absence of a name means ENOENT
+  kFailed,    // the agent could not list it: error() says why
+};
+
+// What a change of the mirror means for those who show it. Filled by the mutating methods, acted
+// upon after the lock is gone.
+struct Change {
+  enum class Kind : std::uint8_t {
+    kEntry,    // (dir, name) now leads elsewhere or nowhere, or a negative answer became wrong
+    kAttr,     // attributes of node
+    kData,     // content (and attributes) of node
+    kListing,  // the set of names in dir
+    kGone,     // node has no name any more; (dir, name) was its last
+  };
+  Kind kind{};
+  NodeIndex node = kNoNode;
+  NodeIndex dir = kNoNode;
+  std::string name;
+};
+using Changes = std::vector<Change>;
+
+// The sandbox's tree in memory: nodes by (device, inode), names by (directory, name).
+//
+// Owns:    all nodes and names; ≤ 200 bytes an entry with names of 15 bytes (tests/model measures).
+// Threads: none of its own; callers hold the lock that guards it (shared for const methods,
+//          exclusive for the rest): rank in docs/locking.md.
+// Units:   sizes in bytes, times in ns since the epoch, `cookie` a position in a directory: never
+//          reused, increasing, valid while entries come and go; 0 is before the first entry.
+// A NodeIndex stays valid while the node has a name or is pinned; it is reused afterwards.
+// Nothing here trusts its input: names and blocks were validated by the decoder, cycles of
+// directories are refused (a directory has one parent).
+class Mirror {
+ public:
+  Mirror();
+  ~Mirror();
+  Mirror(const Mirror&) = delete;
+  Mirror& operator=(const Mirror&) = delete;
+
+  static constexpr NodeIndex kRoot = 1;
+
+  // ---- looking
+  NodeIndex find(const wire::NodeId& id) const;
+  bool alive(NodeIndex node) const;  // has a name (or is the root)
+  wire::Attr attr(NodeIndex node) const;
+  std::string target(NodeIndex node) const;  // of a symlink
+  Listing listing(NodeIndex dir) const;
+  int error(NodeIndex dir) const;
+  // The node a name leads to; kNoNode when the mirror has no such name (see listing()).
+  NodeIndex lookup(NodeIndex dir, std::string_view name) const;
+  NodeIndex parent(NodeIndex dir) const;  // of a directory; the root is its own
+  // A path from the root ("" for the root itself) by any one name; nothing for a node without name.
+  std::optional<std::string> path(NodeIndex node) const;
+  // Follows `path` from `from` without following symlinks; kNoNode when a component is not known.
+  NodeIndex walk(NodeIndex from, std::string_view path) const;
+  // Calls fn(cookie, name, node) for entries after `cookie`, in order, until it returns false.
+  void list(NodeIndex dir, std::uint64_t cookie,
+            const std::function<bool(std::uint64_t, std::string_view, NodeIndex)>& fn) const;
+  // Every name of a node: fn(dir, name). Hard links have several.
+  void names(NodeIndex node, const std::function<void(NodeIndex, std::string_view)>& fn) const;
+
+  // ---- changing; each appends what changed for those who show the tree
+  void set_root(const wire::Attr& attr, Changes& changes);
+  // Makes `name` in `dir` lead to the node with attr's identity, replacing what it led to.
+  NodeIndex link(NodeIndex dir, std::string_view name, const wire::Attr& attr, std::string_view target,
+                 Changes& changes);
+  void unlink(NodeIndex dir, std::string_view name, Changes& changes);
+  void rename(NodeIndex dir, std::string_view name, NodeIndex dir2, std::string_view name2, bool exchange,
+              Changes& changes);
+  // New attributes of a node; kData when size, mtime or version say that content may differ.
+  void set_attr(NodeIndex node, const wire::Attr& attr, Changes& changes);
+  void set_listing(NodeIndex dir, Listing listing, int error = 0);
+
+  // One block of a tree stream below `base`: adds and updates entries; with the last block of a
+  // directory, names it did not contain are removed. Blocks of a directory whose parents are not
+  // known are dropped (the next scan brings them). Directories for which `skip` says true keep their
+  // present entries (own operations are pending there).
+  void apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& changes,
+                   const std::function<bool(NodeIndex dir)>& skip = {});
+
+  // ---- references of those who show the tree
+  void pin(NodeIndex node, std::uint64_t count = 1);
+  void unpin(NodeIndex node, std::uint64_t count = 1);  // a nameless node goes with its last pin
+
+  std::size_t node_count() const;
+  std::size_t name_count() const;
+  std::size_t memory_bytes() const;  // heap held, slack included
+
+ private:
+  struct Impl;
+  Impl* impl_;
+};
+
+}  // namespace nearbox::sync
