@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <nlohmann/json.hpp>
+
+#include "client/base/result.h"
+
+// Errors on their way over the control connection.
+namespace nearbox::daemon {
+
+// {"error": text, "errorCode": code, "retryable": bool, "errno": n, "exit": n}
+nlohmann::json error_object(const base::Error& error);
+// The Error again, with its code.
+base::Error error_from(const nlohmann::json& object);
+
+}  // namespace nearbox::daemon

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include <nlohmann/json.hpp>
+
+#include "client/api/agent_link.h"
+#include "client/base/log.h"
+#include "client/base/result.h"
+#include "tools/daemon/dialer.h"
+#include "tools/daemon/layout.h"
+
+namespace nearbox::daemon {
+
+// Everything one daemon runs for its sandbox: link, events, tree, operation log, cache, mounts.
+//
+// Owns:    all of it; stops in the reverse order of start.
+// Threads: methods run on the daemon's client threads and may wait up to their deadline.
+class Engine {
+ public:
+  using Deadline = std::chrono::steady_clock::time_point;
+
+  // `on_idle_change` is called (any thread) when a mount came or went.
+  Engine(std::unique_ptr<Dialer> dialer, Layout layout, std::function<void()> on_idle_change, base::Logger& log);
+  ~Engine();
+
+  // Waits until the agent answers. A first attempt that fails ends the wait with its error; a link
+  // that was up once is waited for until the deadline.
+  base::Result<void> wait_up(Deadline deadline);
+  api::AgentLink& link();
+
+  base::Result<nlohmann::json> mount(const nlohmann::json& request, Deadline deadline);
+  // False: that mountpoint is not ours.
+  base::Result<bool> unmount(const std::string& mountpoint, Deadline deadline);
+  base::Result<void> unmount_all(Deadline deadline);
+  std::size_t mounts() const;
+
+  // Waits until every operation was acknowledged and the tree was looked at again.
+  base::Result<void> flush(Deadline deadline);
+  // What changed in the sandbox becomes visible in the mounts; nothing to do without mounts.
+  void settle(Deadline deadline);
+  nlohmann::json status() const;
+  // Ends the link: every wait of a client thread comes back with ESHUTDOWN. Unmount first.
+  void stop();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace nearbox::daemon

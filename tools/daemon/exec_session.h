@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "client/api/agent_link.h"
+#include "client/base/log.h"
+#include "tools/daemon/control.h"
+
+namespace nearbox::daemon {
+
+// Runs one command in the sandbox for one client of the daemon: output, input and signals between
+// its control connection and the agent, across reconnects of the link.
+//
+// Threads: run() occupies the client's thread until the command ended or the client went; it owns a
+//          second thread that writes output to the client. A slow client slows the command (credit).
+// Bounds:  kWindow bytes of output under way; 64 KiB of input.
+// When the client goes before the command ended, a foreground command gets HUP, and KILL 5 s later.
+class ExecSession {
+ public:
+  // Before the exit status is told: what the command changed shall be visible (a rescan).
+  using SettleFn = std::function<void()>;
+
+  ExecSession(api::AgentLink& link, ControlConnection& client, base::Logger& log);
+  ~ExecSession();
+  void run(const nlohmann::json& request, const SettleFn& settle);
+
+ private:
+  struct Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace nearbox::daemon
