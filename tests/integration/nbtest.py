@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the integration tests share: a private home, the programs, mounts that go away, faults, a link to cut.
+
+Environment: NEARBOX_BIN (directory of nearbox and nearbox-agent), NB_TEST_USER (run the programs as
+this user; needs root).
+"""
+import contextlib
+import ctypes
+import json
+import os
+import pathlib
+import pwd
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+
+BIN = pathlib.Path(os.environ.get("NEARBOX_BIN", "build/dev/bin")).resolve()
+NEARBOX = str(BIN / "nearbox")
+AGENT = str(BIN / "nearbox-agent")
+USER = os.environ.get("NB_TEST_USER", "")
+
+
+def wait_for(condition, what, seconds=20.0):
+    """Waits until condition() is true; fails the test with `what` at the deadline."""
+    limit = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > limit:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.01)  # the pause between two looks at a condition with a deadline
+
+
+def descendants_of_home(home):
+    """Pids of processes whose environment says that they belong to this test."""
+    found = []
+    needle = f"NB_TEST_HOME={home}".encode()
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            with open(f"/proc/{entry}/environ", "rb") as f:
+                if needle in f.read().split(b"\0"):
+                    found.append(int(entry))
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def mounts_below(prefix):
+    out = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as f:
+        for line in f:
+            point = line.split()[4].replace("\\040", " ")
+            if point.startswith(prefix):
+                out.append(point)
+    return out
+
+
+class Forwarder:
+    """A TCP forwarder that can stall (nothing passes, nothing closes) and cut (all closed)."""
+
+    def __init__(self, port):
+        self.target = port
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.stalled = threading.Event()
+        self.refuse = threading.Event()
+        self.lock = threading.Lock()
+        self.pairs = []
+        self.stop = False
+        self.thread = threading.Thread(target=self._accept, daemon=True)
+        self.thread.start()
+
+    def _accept(self):
+        while not self.stop:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            if self.refuse.is_set():
+                client.close()
+                continue
+            try:
+                server = socket.create_connection(("127.0.0.1", self.target), 10)
+            except OSError:
+                client.close()
+                continue
+            with self.lock:
+                self.pairs.append((client, server))
+            for a, b in ((client, server), (server, client)):
+                threading.Thread(target=self._pump, args=(a, b), daemon=True).start()
+
+    def _pump(self, a, b):
+        try:
+            while not self.stop:
+                if self.stalled.is_set():
+                    time.sleep(0.02)
+                    continue
+                if not select.select([a], [], [], 0.1)[0]:
+                    continue
+                if self.stalled.is_set():
+                    continue
+                data = a.recv(65536)
+                if not data:
+                    break
+                b.sendall(data)
+        except OSError:
+            pass
+        for s in (a, b):
+            with contextlib.suppress(OSError):
+                s.shutdown(socket.SHUT_RDWR)
+
+    def cut(self):
+        with self.lock:
+            pairs, self.pairs = self.pairs, []
+        for pair in pairs:
+            for s in pair:
+                with contextlib.suppress(OSError):
+                    s.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        self.stop = True
+        self.cut()
+        self.listener.close()
+        self.thread.join(5)
+
+
+class Case(unittest.TestCase):
+    """A test with a home of its own; nothing it started or mounted outlives it."""
+
+    def setUp(self):
+        base = "/tmp"
+        self.home = pathlib.Path(tempfile.mkdtemp(prefix="nbt-", dir=base)).resolve()
+        self.owner = pwd.getpwnam(USER) if USER else None
+        self.faults = self.home / "faults"
+        self.faults.touch()
+        self.env = dict(os.environ)
+        for name in list(self.env):
+            if name.startswith(("E2B_", "NEARBOX_", "XDG_")):
+                del self.env[name]
+        self.env.update(HOME=str(self.home), XDG_STATE_HOME=str(self.home / "state"),
+                        XDG_RUNTIME_DIR=str(self.home / "run"), NEARBOX_FAULT_FILE=str(self.faults),
+                        NB_TEST_HOME=str(self.home), LC_ALL="C.UTF-8")
+        for name in ("state", "run", "mnt", "dir"):
+            (self.home / name).mkdir(mode=0o700)
+        self.mnt = str(self.home / "mnt")
+        self.dir = str(self.home / "dir")
+        if self.owner:
+            self.chown_all(self.home)
+        self.addCleanup(self._clean)
+
+    def chown_all(self, path):
+        subprocess.run(["chown", "-R", f"{self.owner.pw_uid}:{self.owner.pw_gid}", str(path)], check=True)
+
+    def _clean(self):
+        for point in reversed(mounts_below(str(self.home))):
+            subprocess.run([NEARBOX, "unmount", point], env=self.env, capture_output=True, timeout=60,
+                           **self.as_user())
+        for sig in (signal.SIGTERM, signal.SIGKILL):
+            for pid in descendants_of_home(self.home):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, sig)
+            limit = time.monotonic() + 10
+            while descendants_of_home(self.home) and time.monotonic() < limit:
+                time.sleep(0.02)
+        for point in reversed(mounts_below(str(self.home))):
+            subprocess.run(["umount", "-l", point], check=False)
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    def as_user(self):
+        if not self.owner:
+            return {}
+        return {"user": self.owner.pw_uid, "group": self.owner.pw_gid, "extra_groups": []}
+
+    def popen(self, *args, **kw):
+        kw.setdefault("env", self.env)
+        return subprocess.Popen(args, **{**self.as_user(), **kw})
+
+    def run_cmd(self, *args, input=None, timeout=120, **kw):
+        kw.setdefault("env", self.env)
+        if input is None:
+            kw.setdefault("stdin", subprocess.DEVNULL)
+        return subprocess.run(args, input=input, capture_output=True, timeout=timeout, **{**self.as_user(), **kw})
+
+    def nb(self, *args, code=0, **kw):
+        """Runs nearbox; checks the exit code; returns the finished process (stdout, stderr are bytes)."""
+        done = self.run_cmd(NEARBOX, *args, **kw)
+        if code is not None and done.returncode != code:
+            self.fail(f"nearbox {' '.join(map(str, args))}: exit {done.returncode}, not {code}\n"
+                      f"stdout: {done.stdout[-2000:]!r}\nstderr: {done.stderr[-2000:]!r}\n{self.logs()}")
+        return done
+
+    def nb_json(self, *args, **kw):
+        out = self.nb(*args, "--json", **kw).stdout
+        return json.loads(out.splitlines()[-1])
+
+    def logs(self):
+        text = ""
+        for log in self.home.glob("state/nearbox/*/*/log"):
+            text += f"--- {log}\n{log.read_text(errors='replace')[-3000:]}\n"
+        for log in self.home.glob("state/nearbox/serve/log"):
+            text += f"--- {log}\n{log.read_text(errors='replace')[-3000:]}\n"
+        return text
+
+    def set_faults(self, *lines):
+        new = self.faults.with_suffix(".new")
+        new.write_text("".join(line + "\n" for line in lines))
+        if self.owner:
+            os.chown(new, self.owner.pw_uid, self.owner.pw_gid)
+        new.rename(self.faults)
+        time.sleep(0.05)  # programs look at the file again after at most 20 ms
+
+    # ---- a sandbox that is a plain directory, reached over the stdio of a stand-in command
+
+    def stand_in(self):
+        """Makes `docker exec -i NAME CMD…` run CMD here, in a home of its own."""
+        script = self.home / "docker"
+        script.write_text('#!/bin/sh\n[ "$1 $2" = "exec -i" ] || exit 64\n'
+                          'case $3 in gone*) echo "Error: No such container: $3" >&2; exit 1;; esac\nshift 3\nexec "$@"\n')
+        script.chmod(0o755)
+        self.env["NEARBOX_DOCKER"] = str(script)
+        return "docker:box"
+
+    def mount(self, target, mountpoint=None, *options):
+        self.nb("mount", target, mountpoint or self.mnt, *options)
+        return mountpoint or self.mnt
+
+    # ---- the embedded server
+
+    def serve(self, *options):
+        """Starts `nearbox serve` and points the environment at it; returns its process."""
+        process = self.popen(NEARBOX, "serve", "--json", *options, stdout=subprocess.PIPE,
+                             stderr=open(self.home / "serve.log", "wb"))
+        line = process.stdout.readline()
+        if not line:
+            self.fail(f"nearbox serve ended: {(self.home / 'serve.log').read_text()}")
+        info = json.loads(line)
+        self.server = info
+        self.env.update(E2B_API_URL=info["api_url"], E2B_SANDBOX_URL=info["sandbox_url"],
+                        E2B_API_KEY=info["api_key"])
+        return process
+
+    def create(self, *options):
+        return self.nb_json("sandbox", "create", *options)["sandbox_id"]
+
+    def stop(self, process, sig=signal.SIGTERM):
+        process.send_signal(sig)
+        process.wait(30)
+        if process.stdout:
+            process.stdout.close()
+
+
+def main():
+    if USER and os.getuid() != 0:
+        sys.exit("NB_TEST_USER needs root")
+    unittest.main(verbosity=2)
