@@ -16,6 +16,7 @@ from wan import BenchError
 
 # The same for all: name, type, mode, size and mtime of every entry.
 FIND_FORMAT = "%P\\t%y\\t%m\\t%s\\t%T@\\n"
+FIND_SECONDS = 3600  # the longest that a listing may take: sshfs on a whole tree
 READ_BYTES = 1 << 20
 FIRST_BYTES = 4096
 
@@ -64,7 +65,7 @@ def count_lines(context, command, expected, what):
     """Runs a find in the client's namespace to its end; checks the number of entries that it printed."""
     out = os.path.join(context.home, "find.out")
     with open(out, "wb") as f:
-        context.wan.client.run(*command, stdout=f)
+        context.wan.client.run(*command, stdout=f, timeout=FIND_SECONDS)
     lines = 0
     with open(out, "rb") as f:
         while block := f.read(1 << 20):
@@ -74,9 +75,10 @@ def count_lines(context, command, expected, what):
 
 
 class Contender:
-    name = ""      # key in the record
-    label = ""     # for people
-    only_once = False
+    """One of those that are compared in a row."""
+
+    name = ""   # key in the record
+    label = ""  # for people
 
     def __init__(self, context, row):
         self.context, self.row = context, row
@@ -109,7 +111,6 @@ class MountFind:
 
     def __init__(self, context):
         self.root, self.tree = trees.tree(context.cache, context.options.tree)
-        self.tree_root = self.root
 
     def contenders(self, context):
         return [SshFind(context, self), NearboxFind(context, self, "warm"), NearboxFind(context, self, "attach"),

@@ -142,10 +142,11 @@ def run_link(rtt, rate, args, common):
             link = wan.measure()
             print(f"link: {link['rtt_ms']['median']} ms, {link['line_rate_mbit']} Mbit/s "
                   f"(one connection {link['one_connection_mbit']})", flush=True)
-            for name in args.rows:
-                with rows.Context(wan, home, args.cache, args) as context:
+            with rows.Context(wan, home, args.cache, args) as context:
+                for name in args.rows:
                     record = run_row(rows.ROWS[name], context, args)
-                store(args.out, f"{name}-{record['tree']['name']}-{rtt}ms-{rate}mbit", {**common, "link": link, **record})
+                    store(args.out, f"{name}-{record['tree']['name']}-{rtt}ms-{rate}mbit",
+                          {**common, "link": link, **record})
     finally:
         rows.remove_home(home)
 
