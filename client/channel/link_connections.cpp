@@ -55,7 +55,8 @@ bool LinkCore::accept_control_locked(const wire::Welcome& welcome, bool& same) {
 void LinkCore::handle_connected(const ConnectionPtr& connection, const wire::Welcome& welcome) {
   {
     base::MutexLock lock(mu_);
-    if (stopping_) return;
+    // Two may be under way for one place, when one was asked for while another was being handed over.
+    if (stopping_ || slots_[slot(connection->role())]) return;
   }
   if (connection->role() == wire::Role::kControl) {
     connected_control(connection, welcome);

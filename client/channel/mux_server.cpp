@@ -42,8 +42,8 @@ struct ServerCall {
 
 class ServerConnection final : public std::enable_shared_from_this<ServerConnection> {
  public:
-  ServerConnection(Carrier& carrier, CallHandler& handler, const ServeOptions& options, base::Logger& log)
-      : carrier_(carrier), handler_(handler), options_(options), log_(log), reader_(carrier) {}
+  ServerConnection(Carrier& carrier, CallHandler& handler, const ServeOptions& options)
+      : carrier_(carrier), handler_(handler), options_(options), reader_(carrier) {}
 
   base::Result<void> run() EXCLUDES(mu_);
 
@@ -70,7 +70,6 @@ class ServerConnection final : public std::enable_shared_from_this<ServerConnect
   Carrier& carrier_;      // reader and writer thread only: gone after run()
   CallHandler& handler_;  // reader thread only
   const ServeOptions options_;
-  base::Logger& log_;   // while run() runs
   FrameReader reader_;  // reader thread
   Assembler assembler_;
   Clock::time_point next_ping_{};
@@ -351,7 +350,7 @@ base::Result<void> ServerConnection::run() {
 
 base::Result<void> serve_connection(Carrier& carrier, CallHandler& handler, const ServeOptions& options,
                                     base::Logger& log) {
-  const auto connection = std::make_shared<ServerConnection>(carrier, handler, options, log);
+  const auto connection = std::make_shared<ServerConnection>(carrier, handler, options);
   auto result = connection->run();
   if (!result) log.debug("event=connection_ended why=\"" + result.error().message() + "\"");
   return result;

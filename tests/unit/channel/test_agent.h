@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <poll.h>
 #include <string>
 #include <sys/socket.h>
 #include <thread>
@@ -31,7 +32,7 @@ bool eventually(F&& condition, std::chrono::milliseconds limit = std::chrono::se
   const auto end = Clock::now() + limit;
   while (!condition()) {
     if (Clock::now() >= end) return false;
-    std::this_thread::yield();
+    (void)::poll(nullptr, 0, 1);
   }
   return true;
 }
