@@ -16,9 +16,7 @@ using compact::same_type;
 Mirror::Mirror() : impl_(std::make_unique<Impl>()) {
   wire::Attr root;
   root.mode = S_IFDIR | 0755;
-  const auto node = impl_->make(root, {});
-  impl_->by_id.erase(node);  // until set_root() tells its identity
-  impl_->nodes[node].indexed = false;
+  (void)impl_->make(root, {});  // without identity until set_root()
 }
 Mirror::~Mirror() = default;
 

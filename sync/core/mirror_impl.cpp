@@ -17,6 +17,9 @@ bool content_differs(const wire::Attr& was, const wire::Attr& is) {
          (is.version == 0 && was.ctime_ns != is.ctime_ns);
 }
 
+// The agent gives none to what it only names, such as the mountpoints of nearbox itself.
+bool has_identity(const wire::Attr& attr) { return attr.ino != 0 || attr.dev != 0; }
+
 }  // namespace
 
 std::uint64_t Mirror::Impl::random_key() {
@@ -70,13 +73,14 @@ void Mirror::Impl::store(NodeIndex i, const wire::Attr& a) {
 NodeIndex Mirror::Impl::make(const wire::Attr& attr, std::string_view target) {
   const auto i = nodes.take();
   auto& n = nodes[i];
-  n.used = n.indexed = true;
+  n.used = true;
   n.ino = attr.ino;
   n.device = devices.take(attr.dev);
   store(i, attr);
   if (S_ISDIR(attr.mode)) n.more = dirs.take();
   if (S_ISLNK(attr.mode)) set_target(i, target);
-  by_id.insert(i);
+  n.indexed = has_identity(attr);
+  if (n.indexed) by_id.insert(i);
   return i;
 }
 
@@ -202,7 +206,7 @@ void Mirror::Impl::drop(DentryIndex d, Changes& changes) {
 
 // The identity was given to another file: whatever names the old one had here are out of date.
 void Mirror::Impl::retire(NodeIndex node, Changes& changes) {
-  by_id.erase(node);
+  if (nodes[node].indexed) by_id.erase(node);
   nodes[node].indexed = false;
   ++nodes[node].pins;  // the loop looks at it after its last name went
   while (nodes[node].names != 0) drop(nodes[node].names, changes);
@@ -215,8 +219,10 @@ NodeIndex Mirror::Impl::link(NodeIndex in, std::string_view name, const wire::At
   if (!is_dir(in) || !alive(in) || name.empty() || name.size() > wire::kMaxName) return kNoNode;
   if (target.size() > wire::kMaxPath) return kNoNode;
   const auto is = normal(given);
+  const auto d0 = has_identity(is) ? 0 : find_name(in, name);
   auto node = find(is.dev, is.ino);
-  if (node != kNoNode && is_dir(node) && within(in, node)) return kNoNode;  // also the root
+  if (d0 != 0 && !nodes[dentries[d0].node].indexed) node = dentries[d0].node;  // known by its name alone
+  if (node != kNoNode && is_dir(node) && within(in, node)) return kNoNode;     // also the root
   if (node != kNoNode && !same_type(nodes[node].mode, is.mode)) {
     retire(node, changes);
     node = kNoNode;

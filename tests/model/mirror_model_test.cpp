@@ -560,6 +560,32 @@ TEST(MirrorModel, PinnedNodesOutliveTheirNames) {
   EXPECT_EQ(mirror.node_count(), 1u);
 }
 
+TEST(MirrorModel, DirectoriesWithoutIdentityAreKnownByTheirNames) {
+  Mirror mirror;
+  Changes changes;
+  mirror.set_root(file(2, S_IFDIR | 0755), changes);
+  wire::TreeBlock block;
+  block.attr = file(2, S_IFDIR | 0755);
+  Attr none;
+  none.mode = S_IFDIR | 0755;
+  block.entries = {{"m1", none, {}}, {"m2", none, {}}};
+  mirror.apply_block(Mirror::kRoot, block, changes);
+  const auto one = mirror.lookup(Mirror::kRoot, "m1"), two = mirror.lookup(Mirror::kRoot, "m2");
+  EXPECT_NE(one, kNoNode);
+  EXPECT_NE(two, kNoNode);
+  EXPECT_NE(one, two);
+  changes.clear();
+  mirror.apply_block(Mirror::kRoot, block, changes);
+  EXPECT_TRUE(changes.empty());
+  wire::TreeBlock inside;
+  inside.path = "m1", inside.flags = wire::kTreePseudo, inside.attr = none;
+  mirror.apply_block(Mirror::kRoot, inside, changes);
+  EXPECT_EQ(mirror.listing(one), Listing::kComplete);
+  mirror.unlink(Mirror::kRoot, "m1", changes);
+  mirror.unlink(Mirror::kRoot, "m2", changes);
+  EXPECT_EQ(mirror.node_count(), 1u);
+}
+
 TEST(MirrorModel, ADirectoryThatReappearsIsNotTakenForEmpty) {
   Mirror mirror;
   Changes changes;
