@@ -17,6 +17,7 @@ namespace nearbox::wire {
 
 inline constexpr std::size_t kMaxTreeBlock = 256 * 1024;  // one encoded block
 inline constexpr std::size_t kMaxBlockEntries = 4096;     // larger directories come in several blocks
+inline constexpr std::size_t kMaxTreeDevices = 4096;      // file systems in one stream
 
 enum TreeFlags : std::uint32_t {
   kTreeMore = 1,          // further blocks of this directory follow (not necessarily next)
@@ -41,15 +42,35 @@ struct TreeBlock {
   std::vector<TreeEntry> entries;
 };
 
+// What attributes are encoded against; encoder and decoder step it the same way.
+struct TreeState {
+  std::vector<std::uint64_t> devices;  // by index, in the order they were first seen
+  std::uint64_t device = 0;            // index of the last one
+  std::uint64_t ino = 0;
+  std::uint64_t mtime_s = 0;
+  std::uint64_t ctime_ns = 0;
+  std::uint32_t mode = 0;
+  std::uint32_t uid = 0;
+  std::uint32_t gid = 0;
+};
+
 // Appends encoded blocks to `out`. Stateful: differences run through the whole stream.
+//
+// The caller splits: at most kMaxBlockEntries a block, and kMaxBlockHead + the estimates of its
+// entries at most kMaxTreeBlock, or the decoder refuses the block. A stream may name at most
+// kMaxTreeDevices devices.
 class TreeEncoder {
  public:
+  static constexpr std::size_t kMaxBlockHead = kMaxPath + 256;  // path, attributes, flags, counts
+  // No fewer bytes than the entry takes, whatever came before it.
+  static std::size_t estimate(const TreeEntry& entry) {
+    return kMaxAttrBytes + entry.name.size() + entry.target.size();
+  }
   void add(const TreeBlock& block, Bytes& out);
 
  private:
-  std::vector<std::uint64_t> devices_;
-  std::uint64_t last_ino_ = 0;
-  std::int64_t last_mtime_ns_ = 0;
+  static constexpr std::size_t kMaxAttrBytes = 120;  // every field at its longest, and two lengths
+  TreeState state_;
 };
 
 // Takes decompressed bytes in pieces of any size and hands out whole blocks.
@@ -63,10 +84,8 @@ class TreeDecoder {
 
  private:
   base::Result<TreeBlock> decode_block(ByteView body);
-  Bytes pending_;
-  std::vector<std::uint64_t> devices_;
-  std::uint64_t last_ino_ = 0;
-  std::int64_t last_mtime_ns_ = 0;
+  Bytes pending_;  // the length and what came of a block not yet whole
+  TreeState state_;
   bool dead_ = false;
 };
 
