@@ -23,6 +23,7 @@ class Dialer {
   virtual bool is_final(const base::Error& error) const = 0;
   virtual std::string describe() const = 0;  // for messages: "ssh:host"
   virtual void wanted() {}  // a user waits for the next attempt: a paused sandbox may be woken for it
+  virtual void refused() {} // the agent did not take the token: fetch another one
   virtual void abort() {}   // a dial() that is running comes back early
 };
 

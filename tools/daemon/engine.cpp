@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <map>
 #include <unistd.h>
 
 #include "client/api/error_code.h"
 #include "client/base/timers.h"
+#include "client/channel/agent_link_impl.h"
 #include "fs/core/block_cache.h"
 #include "fs/core/op_log.h"
 #include "fs/core/tree_hooks.h"
@@ -30,11 +32,25 @@ constexpr auto kRescanEvery = 10s;       // until changes are told live
 constexpr auto kRescanDeadline = 60s;
 constexpr std::size_t kMaxMounts = 256;
 
+// The message of calls without arguments.
+struct Empty {};
+template <class Ar>
+void fields(Ar&, const Empty&) {}
+
 struct Mount {
   std::shared_ptr<fs::MountSession> session;
   std::string dir;  // canonical, in the sandbox
   std::shared_ptr<std::atomic<int>> loaded = std::make_shared<std::atomic<int>>(-1);  // errno once known
 };
+
+// NEARBOX_FUSE_WORKERS: how many threads answer the kernel, 1 to 64.
+fs::FuseLoopOptions loop_options() {
+  fs::FuseLoopOptions options;
+  if (const char* text = std::getenv("NEARBOX_FUSE_WORKERS"); text != nullptr) {
+    options.workers = std::clamp(std::atoi(text), 1, 64);
+  }
+  return options;
+}
 
 base::Error no_remote(const std::string& dir, const base::Error& error) {
   switch (error.as_errno()) {
@@ -43,6 +59,22 @@ base::Error no_remote(const std::string& dir, const base::Error& error) {
     case EACCES:
     case EPERM: return api::fill_error(api::ErrorCode::kRemotePermission, {{"PATH", dir}});
     default: return base::Error(error).during("open " + dir + " in the sandbox");
+  }
+}
+
+// The names that users and scripts know for what keeps a mount from being made.
+base::Error mount_error(base::Error error) {
+  const auto text = error.context;
+  switch (error.as_errno()) {
+    case ENOENT: return api::make_error(api::ErrorCode::kLocalNotFound, "Local path not found: " + text);
+    case ENOTDIR: return api::make_error(api::ErrorCode::kLocalNotDirectory, "Local path is not a directory: " + text);
+    case ENOTEMPTY: return api::make_error(api::ErrorCode::kMountBusy, "Mountpoint is not empty: " + text);
+    case EBUSY: return api::make_error(api::ErrorCode::kMountBusy, text);
+    case ENODEV:
+    case ENXIO:
+    case EPERM:
+    case EACCES: return api::make_error(api::ErrorCode::kMountUnavailable, "FUSE is not available: " + text);
+    default: return error;
   }
 }
 
@@ -59,7 +91,7 @@ struct Engine::Impl {
         tree(*link, timers, log),
         ops(*link, timers, log, [this] { return tree.root_path(); }),
         cache(*link, log, fs::tree_hooks(tree, *link, ops.orphans())),
-        loop({}, log) {
+        loop(loop_options(), log) {
     link->add_observer(&up);
     ops.attach(events);
     events.start();
@@ -141,7 +173,7 @@ base::Result<wire::RootReply> Engine::Impl::resolve(const std::string& dir, Dead
   wire::RootOpen open;
   open.path = dir;
   if (open.path.empty()) {
-    auto info = sync_call<wire::InfoReply>(*link, wire::Method::kInfo, wire::Bytes{}, deadline);
+    auto info = sync_call<wire::InfoReply>(*link, wire::Method::kInfo, Empty{}, deadline, Resend::kYes);
     if (!info) return std::move(info).error().during("ask the agent");
     open.path = info->work_dir.empty() ? info->home : info->work_dir;
   }
@@ -192,7 +224,7 @@ base::Result<nlohmann::json> Engine::Impl::mount(const nlohmann::json& request, 
   options.read_only = request.value("read_only", false);
   options.nonempty = request.value("nonempty", false);
   auto session = loop.mount(options, {tree, ops, cache, *link, timers});
-  if (!session) return std::move(session).error();
+  if (!session) return mount_error(std::move(session).error());
   mount.session = *std::move(session);
   auto* raw = mount.session.get();
   nlohmann::json answer = {{"status", "mounted"},
@@ -394,7 +426,6 @@ void Engine::stop() {
   impl_->events.stop();
   impl_->cache.close();
   impl_->ops.close();
-  impl_->shut_link();
 }
 
 }  // namespace nearbox::daemon

@@ -10,6 +10,7 @@
 #include "client/api/error_code.h"
 #include "client/channel/spawn_carrier.h"
 #include "tools/daemon/dialer.h"
+#include "tools/daemon/parse_token.h"
 
 namespace nearbox::daemon {
 namespace {
@@ -100,19 +101,6 @@ base::Result<void> send_file(channel::Carrier& carrier, const std::string& path,
     auto sent = carrier.write(wire::ByteView(buffer).first(static_cast<std::size_t>(n)), deadline);
     if (!sent) return sent;
   }
-}
-
-base::Result<wire::Token> parse_token(std::string_view hex) {
-  wire::Token token{};
-  if (hex.size() != token.size() * 2) return base::errno_error(EPROTO, "the agent's first line");
-  const auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1; };
-  for (std::size_t i = 0; i < token.size(); ++i) {
-    const int high = digit(hex[2 * i]);
-    const int low = digit(hex[2 * i + 1]);
-    if (high < 0 || low < 0) return base::errno_error(EPROTO, "the agent's first line");
-    token[i] = static_cast<std::byte>(high * 16 + low);
-  }
-  return token;
 }
 
 // The agent over the stdio of a command: ssh, docker exec.
