@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <charconv>
+#include <limits>
 
 #include <boost/asio/buffer.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
@@ -16,6 +17,9 @@ namespace {
 
 namespace beast = boost::beast;
 namespace http = boost::beast::http;
+
+// Beast 1.74 takes "no limit" for the smallest one.
+constexpr std::uint64_t kNoBodyLimit = std::numeric_limits<std::uint64_t>::max();
 
 // SocketStream in the shape Beast's synchronous readers want.
 class BeastStream {
@@ -226,7 +230,7 @@ bool serve_one(SocketStream& stream, beast::flat_buffer& buffer, const Handler& 
   BeastStream adapter(stream);
   http::request_parser<http::buffer_body> parser;
   parser.header_limit(kMaxHeaderBytes);
-  parser.body_limit(boost::none);
+  parser.body_limit(kNoBodyLimit);
   beast::error_code ec;
   idle(true);
   stream.set_timeout(kIdleTimeout);
@@ -283,7 +287,7 @@ class BeastResponseReader final : public ResponseReader {
   void renew() {
     parser_ = std::make_unique<http::response_parser<http::buffer_body>>();
     parser_->header_limit(kMaxHeaderBytes);
-    parser_->body_limit(boost::none);
+    parser_->body_limit(kNoBodyLimit);
     if (head_request_) parser_->skip(true);
   }
   BeastStream adapter_;
