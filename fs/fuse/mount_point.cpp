@@ -113,7 +113,9 @@ base::Result<base::UniqueFd> mount_as_root(const std::string& path, const MountO
   std::ostringstream data;
   data << "fd=" << fd.get() << ",rootmode=40000,user_id=" << ::getuid() << ",group_id=" << ::getgid()
        << ",default_permissions" << (options.allow_other ? ",allow_other" : "");
-  const unsigned long flags = MS_NOSUID | MS_NODEV | (options.noexec ? MS_NOEXEC : 0UL);
+  unsigned long flags = MS_NOSUID | MS_NODEV;
+  if (options.noexec) flags |= MS_NOEXEC;
+  if (options.read_only) flags |= MS_RDONLY;
   if (::mount("nearbox", path.c_str(), kFsType.data(), flags, data.str().c_str()) != 0) {
     const int error = errno;
     return no_fuse(error, error == EPERM ? "mounting is not permitted; a container needs --cap-add SYS_ADMIN"
@@ -148,6 +150,7 @@ base::Result<base::UniqueFd> mount_as_user(const std::string& path, const MountO
   base::UniqueFd theirs(pair[1]);
   std::string opts = "rw,nosuid,nodev,default_permissions,fsname=nearbox,subtype=nearbox";
   if (options.noexec) opts += ",noexec";
+  if (options.read_only) opts += ",ro";
   if (options.allow_other) opts += ",allow_other";
   HelperRun run;
   run.argv = {"fusermount3", "-o", opts, "--", path};

@@ -31,6 +31,7 @@ struct MountOptions {
   std::uint32_t uid = 0, gid = 0;  // of the mounting user
   bool allow_other = false;
   bool noexec = false;
+  bool read_only = false;
   bool nonempty = false;
   std::chrono::milliseconds deadline = std::chrono::seconds(30);  // of a parked request
   // Started as `PROGRAM fuse-watchdog …`, see watchdog.h; "" for none.

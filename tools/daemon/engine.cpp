@@ -90,7 +90,7 @@ struct Engine::Impl {
         events(*link, log),
         tree(*link, timers, log),
         ops(*link, timers, log, [this] { return tree.root_path(); }),
-        cache(*link, log, fs::tree_hooks(tree, *link, ops.orphans())),
+        cache(*link, fs::tree_hooks(tree, *link, ops.orphans())),
         loop(loop_options(), log) {
     link->add_observer(&up);
     ops.attach(events);

@@ -19,9 +19,6 @@
 namespace nearbox::daemon {
 namespace {
 
-// Not "/ws": E2B's edge limits how often that path may be asked for (reference: IaC, 40 in 30 s a host).
-constexpr const char* kPath = "/nearbox";
-
 class SandboxDialer : public Dialer {
  public:
   SandboxDialer(Target target, api::Config config, AgentBinary agent, base::Logger& log)
@@ -33,7 +30,7 @@ class SandboxDialer : public Dialer {
       if (auto found = locate(deadline); !found) return std::move(found).error();
     }
     const auto route = http::route_to(config_, *access_, address_->port);
-    auto carrier = http::dial_websocket(route, kPath, deadline, stop_.get_token());
+    auto carrier = http::dial_agent(route, deadline, stop_.get_token());
     if (!carrier) {
       // The agent may have ended, moved or been replaced: the next attempt asks for all of it again.
       address_.reset();

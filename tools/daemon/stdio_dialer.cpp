@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "client/api/error_code.h"
+#include "client/base/unique_fd.h"
 #include "client/channel/spawn_carrier.h"
 #include "tools/daemon/dialer.h"
 #include "tools/daemon/parse_token.h"
@@ -122,9 +123,9 @@ class StdioDialer : public Dialer {
       argv.insert(argv.end(), {"sh", "-c", script});
     }
     auto spawned = channel::spawn_carrier(argv);
-    if (!spawned) return unreachable(std::move(spawned).error(), "");
+    if (!spawned) return unreachable(std::move(spawned).error());
     auto dialled = handshake(**spawned, deadline);
-    if (!dialled) return unreachable(std::move(dialled).error(), (*spawned)->stderr_text());
+    if (!dialled) return unreachable(std::move(dialled).error());
     return channel::Dialled{*std::move(spawned), *dialled};
   }
 
@@ -149,13 +150,11 @@ class StdioDialer : public Dialer {
     return parse_token(std::string_view(*first).substr(space + 1));
   }
 
-  base::Error unreachable(base::Error error, const std::string& said) const {
-    std::string why = error.message();
-    std::string text = said.substr(0, 500);
-    std::replace(text.begin(), text.end(), '\n', ' ');
-    if (!text.empty()) why = text;
-    return api::make_error(api::ErrorCode::kNetUnreachable,
-                           "Cannot reach " + config_.name + ": " + why + "; try `" + config_.prefix.front() + "` by hand");
+  // The carrier's error holds what the command said on stderr.
+  base::Error unreachable(const base::Error& error) const {
+    return api::make_error(api::ErrorCode::kNetUnreachable, "Cannot reach " + config_.name + ": " +
+                                                                error.message() + "; try `" +
+                                                                config_.prefix.front() + "` by hand");
   }
 
   StdioConfig config_;
