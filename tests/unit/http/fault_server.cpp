@@ -7,6 +7,7 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <utility>
 
 namespace nearbox::test {
 namespace {
@@ -29,6 +30,17 @@ bool FaultConnection::read_raw(std::string& into, std::size_t count) {
   }
   into = buffer_.substr(0, count);
   buffer_.erase(0, count);
+  return true;
+}
+
+bool FaultConnection::read_some(std::string& into) {
+  if (buffer_.empty()) {
+    char chunk[16 * 1024];
+    const ssize_t n = ::recv(fd_, chunk, sizeof chunk, 0);
+    if (n <= 0) return false;
+    buffer_.append(chunk, static_cast<std::size_t>(n));
+  }
+  into = std::exchange(buffer_, {});
   return true;
 }
 

@@ -39,6 +39,7 @@ class FaultConnection {
   bool respond(int status, std::string_view body, std::string_view extra_headers = "");
   void reset();  // RST instead of FIN
   bool read_raw(std::string& into, std::size_t count);
+  bool read_some(std::string& into);  // what is there, at least a byte
   int fd() const { return fd_; }
 
  private:
