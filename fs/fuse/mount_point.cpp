@@ -113,7 +113,7 @@ base::Result<base::UniqueFd> mount_as_root(const std::string& path, const MountO
   std::ostringstream data;
   data << "fd=" << fd.get() << ",rootmode=40000,user_id=" << ::getuid() << ",group_id=" << ::getgid()
        << ",default_permissions" << (options.allow_other ? ",allow_other" : "");
-  const unsigned long flags = MS_NOSUID | MS_NODEV | (options.noexec ? MS_NOEXEC : 0UL);
+  const unsigned long flags = MS_NOSUID | MS_NODEV | (options.noexec ? static_cast<unsigned long>(MS_NOEXEC) : 0UL);
   if (::mount("nearbox", path.c_str(), kFsType.data(), flags, data.str().c_str()) != 0) {
     const int error = errno;
     return no_fuse(error, error == EPERM ? "mounting is not permitted; a container needs --cap-add SYS_ADMIN"
