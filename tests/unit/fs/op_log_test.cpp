@@ -18,7 +18,7 @@ using sync::test::FakeLink;
 
 // The agent's side: takes operations in order, answers when told.
 struct Agent {
-  explicit Agent(FakeLink& link) : link(link) {
+  explicit Agent(FakeLink& to) : link(to) {
     link.serve_note(wire::Method::kApply, [this](const wire::Bytes& bytes) {
       auto apply = wire::decode<wire::Apply>(bytes);
       ASSERT_TRUE(apply);
@@ -32,7 +32,7 @@ struct Agent {
       wire::RootReply reply;
       reply.root = new_root;
       reply.path = open->path;
-      this->link.end(token, 0, wire::encode(reply));
+      link.end(token, 0, wire::encode(reply));
     });
   }
   std::size_t count() {
