@@ -61,12 +61,14 @@ class WsParser {
   // Looks at `in` (changed in place by unmasking) up to the next event.
   base::Result<Event> step(std::span<std::byte> in);
   // No frame or message is half received.
-  bool at_boundary() const { return header_size_ == 0 && left_ == 0 && !in_message_ && !in_control_; }
+  bool at_boundary() const { return header_size_ == 0 && !in_frame_ && !in_message_; }
 
  private:
-  base::Result<bool> take_header(std::span<std::byte> in, std::size_t& used);
-  base::Result<void> begin_frame(const WsHeader& header);
-  void unmask(std::span<std::byte> bytes);
+  base::Result<bool> take_header(std::span<const std::byte> in, std::size_t& used);
+  base::Result<void> begin_frame();
+  void end_frame();
+  bool is_control() const { return frame_.opcode >= WsOpcode::kClose; }
+  std::span<std::byte> take_payload(std::span<std::byte> in, std::size_t& used);
   base::Result<Event> finish_control(std::size_t used);
 
   const WsRole own_role_;
@@ -75,8 +77,8 @@ class WsParser {
   WsHeader frame_;
   std::uint64_t left_ = 0;  // payload bytes of the frame still to come
   std::uint64_t at_ = 0;    // payload bytes seen, for the mask
+  bool in_frame_ = false;
   bool in_message_ = false;
-  bool in_control_ = false;
   std::array<std::byte, kMaxWsControl> control_{};
   std::size_t control_size_ = 0;
 };
@@ -84,8 +86,8 @@ class WsParser {
 // A carrier of binary WebSocket messages above one of plain bytes; message borders mean nothing.
 //
 // Owns:    the carrier below.
-// Threads: as Carrier. The reader answers pings and a close by itself, so both threads may write:
-//          write_mu_ (rank: above the connection's) orders them.
+// Threads: as Carrier. A ping is answered with the next write(), which the channel's own heartbeat
+//          brings within ping_after: so the reader never writes, and no lock is held while writing.
 // Errors:  as Carrier; EPROTO for what WsParser refuses; read() gives 0 after a close frame.
 class WsCarrier final : public Carrier {
  public:
@@ -95,16 +97,17 @@ class WsCarrier final : public Carrier {
   WsCarrier(const WsCarrier&) = delete;
   WsCarrier& operator=(const WsCarrier&) = delete;
 
-  base::Result<std::size_t> read(std::span<std::byte> into, Deadline deadline) override EXCLUDES(write_mu_);
-  base::Result<void> write(wire::ByteView bytes, Deadline deadline) override EXCLUDES(write_mu_);
+  base::Result<std::size_t> read(std::span<std::byte> into, Deadline deadline) override;
+  base::Result<void> write(wire::ByteView bytes, Deadline deadline) override EXCLUDES(mu_);
   void shutdown() noexcept override;
 
  private:
-  base::Result<void> send(WsOpcode opcode, wire::ByteView payload, Deadline deadline) EXCLUDES(write_mu_);
-  base::Result<void> answer(const WsParser::Event& event) EXCLUDES(write_mu_);
+  void frame(WsOpcode opcode, wire::ByteView payload);
+  void take(const WsParser::Event& event) EXCLUDES(mu_);
 
   const std::unique_ptr<Carrier> below_;
   const WsRole role_;
+
   // Reader.
   WsParser parser_;
   wire::Bytes buffer_;
@@ -113,10 +116,13 @@ class WsCarrier final : public Carrier {
   wire::ByteView data_;  // in buffer_: not handed on yet
   bool closed_ = false;
 
-  base::Mutex write_mu_;
-  wire::Bytes out_ GUARDED_BY(write_mu_);
-  std::uint64_t mask_state_ GUARDED_BY(write_mu_);
-  bool close_sent_ GUARDED_BY(write_mu_) = false;
+  // Writer.
+  wire::Bytes out_;
+  std::array<std::byte, 256> random_{};
+  std::size_t random_used_ = 256;
+
+  base::Mutex mu_;                                   // rank: leaf
+  std::optional<wire::Bytes> pong_ GUARDED_BY(mu_);  // owed: the newest ping's payload (section 5.5.3)
 };
 
 }  // namespace nearbox::channel
