@@ -541,7 +541,7 @@ void BlockCache::Impl::wrote(const wire::Attr& before, const wire::Attr& after, 
   const FilePtr file = it->second;
   const bool alone =
       file->stamp == Stamp(before) && before.version != 0 && after.version == before.version + 1;
-  if (!alone || !file->pending.empty()) {
+  if (!alone || file->running != 0 || !file->queue.empty()) {
     renew_locked(*file, Stamp(after));
     return tidy_locked(file);
   }

@@ -124,8 +124,7 @@ base::Result<ProcPtr> ProcTable::Impl::reserve(const wire::ProcStart& request, b
 bool ProcTable::Impl::make_room(std::uint64_t ring_bytes) {
   std::uint64_t total = ring_bytes;
   for (const auto& [number, proc] : procs_) total += proc->ring.capacity();
-  const auto fits = [&] { return procs_.size() < wire::kMaxProcs && total <= kMaxRingTotal; };
-  while (!fits()) {
+  while (procs_.size() >= wire::kMaxProcs || total > kMaxRingTotal) {
     auto oldest = procs_.end();
     for (auto it = procs_.begin(); it != procs_.end(); ++it) {
       const Proc& proc = *it->second;

@@ -16,7 +16,7 @@ TEST_F(ProcTableTest, EndHangsUpForegroundGroups) {
       1, "trap 'echo hup > " + (dir / "hup") + "; exit 0' HUP; echo ready; while :; do sleep 0.05; done");
   const auto stubborn =
       shell(2, "trap '' HUP; echo ready; (trap '' HUP; sleep 1000) & sleep 1000; sleep 1000");
-  for (const std::uint64_t proc : {1, 2}) {
+  for (const std::uint64_t proc : {1U, 2U}) {
     Seen seen;
     auto client = attach(proc);
     read_until(*client, seen, [&] { return !seen.out.empty(); });

@@ -36,7 +36,7 @@ TEST(ProcRing, DropsTheOldestWhenFull) {
   EXPECT_EQ(wire::as_text(ring.piece(3, 99).data), "3456789");
   ring.append(ProcStream::kStdout, wire::as_view("a text longer than all of it"));
   EXPECT_EQ(ring.size(), 10U);
-  EXPECT_EQ(wire::as_text(ring.piece(ring.begin(), 99).data), "than all of it" + 4);
+  EXPECT_EQ(wire::as_text(ring.piece(ring.begin(), 99).data), " all of it");
 }
 
 TEST(ProcRing, BoundsItsRecords) {

@@ -141,7 +141,7 @@ TEST_F(ProcTableTest, OwnSessionCleanSignalsAndDescriptors) {
   open(options);
   const auto reply =
       shell(1,
-            "cut -d' ' -f1,5,6 /proc/$$/stat; grep -E 'SigBlk|SigIgn' /proc/$$/status; ls /proc/$$/fd; "
+            "cut -d' ' -f1,5,6 /proc/$$/stat; grep -E 'SigBlk|SigIgn' /proc/self/status; ls /proc/$$/fd; "
             "ulimit -Sn; cat /proc/$$/oom_score_adj; readlink /proc/$$/fd/0");
   ::signal(SIGUSR1, SIG_DFL);
   ::close(leak);
@@ -156,8 +156,8 @@ TEST_F(ProcTableTest, OwnSessionCleanSignalsAndDescriptors) {
 
 TEST_F(ProcTableTest, SignalsReachTheWholeGroup) {
   TempDir dir;
-  shell(1, "(trap 'echo grandchild >&2; exit' TERM; touch " + (dir / "ready") +
-               "; while :; do sleep 60 & wait; done) & trap 'wait; exit 3' TERM; wait; exit 3");
+  shell(1, "(trap 'echo grandchild >&2; exit' TERM; sleep 60 & touch " + (dir / "ready") +
+               "; wait) & trap 'wait; exit 3' TERM; wait; exit 3");
   ASSERT_TRUE(eventually([&] { return ::access((dir / "ready").c_str(), F_OK) == 0; }));
   EXPECT_TRUE(table->signal({1, SIGTERM, true}));
   const auto seen = read_all(1);
