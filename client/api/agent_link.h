@@ -28,7 +28,8 @@ class CallSink {
   virtual void on_end(int error, wire::ByteView payload) noexcept = 0;
   // The connection broke while the call was running. The payload with which it goes on when the
   // link is back (a read its advanced offset, an attach its output position), or nothing to give up.
-  // `new_instance` is told in on_resumed().
+  // When the agent turns out to be another instance, calls that name things of the old one (roots,
+  // processes, nodes) are not sent to it and end with ECONNRESET; kSubscribe names its instance.
   virtual std::optional<wire::Bytes> on_lost() noexcept { return std::nullopt; }
 };
 
@@ -76,7 +77,9 @@ class AgentLink {
   virtual void cancel(CallToken token) = 0;
   // Lets a manual_credit call send `bytes` more.
   virtual void grant(CallToken token, std::uint32_t bytes) = 0;
-  // One-way. Dropped while the link is down: senders repeat what matters in on_up().
+  // One-way. Dropped while the link is down: senders repeat what matters in on_up(). Notes of one lane
+  // arrive in order, or on_down() and on_up() come, as they do when one of the two connections that
+  // carried notes is lost while the other lives. The nonce of a kConfirm is made by the link.
   virtual void note(wire::Method method, wire::Bytes payload, Lane lane = Lane::kSmall) = 0;
   // The 32-bit id the call has on the wire now (for kTreeHurry), 0 when it is not on the wire.
   virtual std::uint32_t wire_id(CallToken token) = 0;

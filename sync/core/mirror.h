@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -28,11 +29,12 @@ enum class Listing : std::uint8_t {
 // upon after the lock is gone.
 struct Change {
   enum class Kind : std::uint8_t {
-    kEntry,    // (dir, name) now leads elsewhere or nowhere, or a negative answer became wrong
+    kEntry,    // (dir, name) now leads to node or nowhere, or a negative answer became wrong
     kAttr,     // attributes of node
     kData,     // content (and attributes) of node
     kListing,  // the set of names in dir
-    kGone,     // node has no name any more; (dir, name) was its last
+    kGone,     // node has no name any more; (dir, name) was its last. Below a directory that is
+               // gone itself it stands for the kEntry too
   };
   Kind kind{};
   NodeIndex node = kNoNode;
@@ -59,6 +61,7 @@ class Mirror {
   Mirror& operator=(const Mirror&) = delete;
 
   static constexpr NodeIndex kRoot = 1;
+  static constexpr std::size_t kMaxNames = 32'000'000;  // about 5 GB
 
   // ---- looking
   NodeIndex find(const wire::NodeId& id) const;
@@ -82,22 +85,28 @@ class Mirror {
 
   // ---- changing; each appends what changed for those who show the tree
   void set_root(const wire::Attr& attr, Changes& changes);
-  // Makes `name` in `dir` lead to the node with attr's identity, replacing what it led to.
+  // Makes `name` in `dir` lead to the node with attr's identity, replacing what it led to. A directory
+  // with another name is moved. kNoNode when refused: no such directory, a cycle, a bad length.
   NodeIndex link(NodeIndex dir, std::string_view name, const wire::Attr& attr, std::string_view target,
                  Changes& changes);
   void unlink(NodeIndex dir, std::string_view name, Changes& changes);
   void rename(NodeIndex dir, std::string_view name, NodeIndex dir2, std::string_view name2, bool exchange,
               Changes& changes);
-  // New attributes of a node; kData when size, mtime or version say that content may differ.
+  // New attributes of a node; kData when size, mtime or version say that content may differ (for a
+  // directory always kAttr). Ignored when attr is of another identity or file type.
   void set_attr(NodeIndex node, const wire::Attr& attr, Changes& changes);
   void set_listing(NodeIndex dir, Listing listing, int error = 0);
 
   // One block of a tree stream below `base`: adds and updates entries; with the last block of a
   // directory, names it did not contain are removed. Blocks of a directory whose parents are not
   // known are dropped (the next scan brings them). Directories for which `skip` says true keep their
-  // present entries (own operations are pending there).
+  // present entries (own operations are pending there): none is removed or led elsewhere, attributes
+  // go forward by ctime only, and names are added only while the listing is not yet complete.
+  // `scan` tells streams apart that may hold parts of the same directory at the same time.
   void apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& changes,
-                   const std::function<bool(NodeIndex dir)>& skip = {});
+                   const std::function<bool(NodeIndex dir)>& skip = {}, std::uint64_t scan = 0);
+  // Forgets the unfinished directories of a stream that ended early.
+  void end_scan(std::uint64_t scan);
 
   // ---- references of those who show the tree
   void pin(NodeIndex node, std::uint64_t count = 1);
@@ -109,7 +118,7 @@ class Mirror {
 
  private:
   struct Impl;
-  Impl* impl_;
+  std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace nearbox::sync

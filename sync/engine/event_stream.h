@@ -12,9 +12,11 @@ namespace nearbox::sync {
 // The ordered events of our session in the agent: subscribes, resumes by sequence after each
 // reconnect, confirms what was handled, hands each event to the listeners exactly once.
 //
-// Owns:    nothing of the link, which outlives it.
+// Owns:    a thread that sends confirmations; nothing of the link, which outlives it.
 // Threads: listeners run on a link thread, one event at a time, in order, and must not block.
-//          add_*() come before start().
+//          on_*() come before start(); stop() is not called by a listener.
+// Errors:  what breaks the format or the order of events is logged, and the events after the last
+//          good one are asked for again, with growing pauses.
 class EventStream {
  public:
   using OpDoneFn = std::function<void(const wire::OpDone&)>;

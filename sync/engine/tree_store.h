@@ -26,10 +26,12 @@ class ChangeListener {
 
 // The mirror with its lock, its loader and those who show it.
 //
-// Owns:    the mirror.
+// Owns:    the mirror. The link, the timers and the listeners outlive it.
 // Threads: any. read() and write() run short functions under the lock: no I/O, no call back into the
-//          store. Completions run on a link or timer thread and must not block.
-// Errors:  of the agent, as errno.
+//          store but begin_operation() and end_operation(). Completions run on a link or timer thread,
+//          each exactly once, never under a lock, and must not block or destroy the store; the
+//          destructor runs what is left of them with ECANCELED.
+// Errors:  of the agent, as errno; EPROTO when its answer breaks the format or a limit.
 class TreeStore {
  public:
   using Done = std::function<void(int error)>;
@@ -51,17 +53,21 @@ class TreeStore {
     return std::forward<F>(fn)(std::as_const(mirror_));
   }
   // Runs fn(mirror, changes) exclusively, then tells the listeners (all but `except`) what changed.
+  // When another thread is telling, or a listener calls this, that one tells these changes too.
   template <class F>
   auto write(F&& fn, ChangeListener* except = nullptr) {
-    Changes changes;
     struct Tell {
       TreeStore& store;
-      Changes& changes;
-      ChangeListener* except;
-      ~Tell() { store.tell(changes, except); }
-    } tell{*this, changes, except};
+      ~Tell() { store.tell(); }
+    } tell{*this};
     base::WriterLock lock(mu_);
-    return std::forward<F>(fn)(mirror_, changes);
+    struct Queue {  // under the lock, so that the order told is the order made
+      TreeStore& store;
+      ChangeListener* except;
+      Changes changes;
+      ~Queue() { store.queue(std::move(changes), except); }
+    } made{*this, except, {}};
+    return std::forward<F>(fn)(mirror_, made.changes);
   }
 
   // Makes `path` (relative to the root) and its ancestors known, and streams the whole subtree;
@@ -77,6 +83,8 @@ class TreeStore {
 
   // Directories with own operations under way keep their entries in a rescan: see apply_block().
   // The counter is per directory; begin before the operation is sent, end after it was applied here.
+  // A directory touched since the agent began to walk keeps its entries too (the walk may have been
+  // there before the operation) and is listed alone soon after.
   void begin_operation(NodeIndex dir);
   void end_operation(NodeIndex dir);
 
@@ -84,7 +92,8 @@ class TreeStore {
   void remove_listener(ChangeListener* listener);  // no call is running when it returns
 
  private:
-  void tell(const Changes& changes, ChangeListener* except);
+  void queue(Changes&& changes, ChangeListener* except);
+  void tell();
 
   struct Impl;
   mutable base::SharedMutex mu_;

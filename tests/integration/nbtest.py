@@ -223,7 +223,8 @@ class Case(unittest.TestCase):
         """Makes `docker exec -i NAME CMD…` run CMD here, in a home of its own."""
         script = self.home / "docker"
         script.write_text('#!/bin/sh\n[ "$1 $2" = "exec -i" ] || exit 64\n'
-                          'case $3 in gone*) echo "Error: No such container: $3" >&2; exit 1;; esac\nshift 3\nexec "$@"\n')
+                          'case $3 in gone*) echo "Error: No such container: $3" >&2; exit 1;; esac\n'
+                          '[ -e "$HOME/stalled" ] && exec sleep 1000\nshift 3\nexec "$@"\n')
         script.chmod(0o755)
         self.env["NEARBOX_DOCKER"] = str(script)
         return "docker:box"
@@ -231,6 +232,17 @@ class Case(unittest.TestCase):
     def mount(self, target, mountpoint=None, *options):
         self.nb("mount", target, mountpoint or self.mnt, *options)
         return mountpoint or self.mnt
+
+    def processes(self, *needles):
+        """Pids of this test's processes whose command line holds all needles."""
+        out = []
+        for pid in descendants_of_home(self.home):
+            with contextlib.suppress(OSError):
+                with open(f"/proc/{pid}/cmdline", "rb") as f:
+                    line = f.read().replace(b"\0", b" ").decode(errors="replace")
+                if all(n in line for n in needles):
+                    out.append(pid)
+        return out
 
     # ---- the embedded server
 

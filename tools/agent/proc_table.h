@@ -29,6 +29,10 @@ class ProcTable {
   struct Options {
     std::uint32_t default_ring_bytes = 1024 * 1024;
     std::uint32_t attach_grace_ms = 120'000;
+    std::string sandbox_user;             // whom an empty ProcStart.user means; "": find out (login_env.h)
+    std::uint64_t child_nofile_soft = 0;  // RLIMIT_NOFILE commands get: what the agent was started with
+                                          // before it raised its own; 0: as the agent has now
+    std::string child_cgroup_procs;  // cgroup.procs that commands enter, the one the agent left; "": none
   };
   ProcTable(const Options& options, ExitFn on_exit, base::Logger& log);
   ~ProcTable();  // foreground groups get HUP, then KILL; background ones stay

@@ -7,6 +7,7 @@
 #include <nettle/sha2.h>
 
 #include "client/api/error_code.h"
+#include "client/base/unique_fd.h"
 #include "tools/daemon/dialer.h"
 
 namespace nearbox::daemon {

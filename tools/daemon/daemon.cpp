@@ -110,6 +110,7 @@ void Daemon::run() {
 
 void Daemon::reap() {
   clients_.remove_if([](const Client& client) { return client.done.load(); });
+  engine_->reap();
 }
 
 void Daemon::accept_one() {

@@ -21,7 +21,10 @@ class Dialer {
   virtual base::Result<channel::Dialled> dial(wire::Role role, channel::Deadline deadline) = 0;
   // The sandbox is gone or may not be used: dialling again is of no use.
   virtual bool is_final(const base::Error& error) const = 0;
-  virtual std::string describe() const = 0;  // for messages: "ssh host"
+  virtual std::string describe() const = 0;  // for messages: "ssh:host"
+  virtual void wanted() {}  // a user waits for the next attempt: a paused sandbox may be woken for it
+  virtual void refused() {} // the agent did not take the token: fetch another one
+  virtual void abort() {}   // a dial() that is running comes back early
 };
 
 struct AgentBinary {

@@ -38,6 +38,7 @@ class Engine {
   base::Result<bool> unmount(const std::string& mountpoint, Deadline deadline);
   base::Result<void> unmount_all(Deadline deadline);
   std::size_t mounts() const;
+  void reap();  // forgets mounts that were taken away from outside
 
   // Waits until every operation was acknowledged and the tree was looked at again.
   base::Result<void> flush(Deadline deadline);

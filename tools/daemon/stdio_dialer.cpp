@@ -8,8 +8,10 @@
 #include <unistd.h>
 
 #include "client/api/error_code.h"
+#include "client/base/unique_fd.h"
 #include "client/channel/spawn_carrier.h"
 #include "tools/daemon/dialer.h"
+#include "tools/daemon/parse_token.h"
 
 namespace nearbox::daemon {
 namespace {
@@ -102,19 +104,6 @@ base::Result<void> send_file(channel::Carrier& carrier, const std::string& path,
   }
 }
 
-base::Result<wire::Token> parse_token(std::string_view hex) {
-  wire::Token token{};
-  if (hex.size() != token.size() * 2) return base::errno_error(EPROTO, "the agent's first line");
-  const auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1; };
-  for (std::size_t i = 0; i < token.size(); ++i) {
-    const int high = digit(hex[2 * i]);
-    const int low = digit(hex[2 * i + 1]);
-    if (high < 0 || low < 0) return base::errno_error(EPROTO, "the agent's first line");
-    token[i] = static_cast<std::byte>(high * 16 + low);
-  }
-  return token;
-}
-
 // The agent over the stdio of a command: ssh, docker exec.
 class StdioDialer : public Dialer {
  public:
@@ -134,9 +123,9 @@ class StdioDialer : public Dialer {
       argv.insert(argv.end(), {"sh", "-c", script});
     }
     auto spawned = channel::spawn_carrier(argv);
-    if (!spawned) return unreachable(std::move(spawned).error(), "");
+    if (!spawned) return unreachable(std::move(spawned).error());
     auto dialled = handshake(**spawned, deadline);
-    if (!dialled) return unreachable(std::move(dialled).error(), (*spawned)->stderr_text());
+    if (!dialled) return unreachable(std::move(dialled).error());
     return channel::Dialled{*std::move(spawned), *dialled};
   }
 
@@ -161,13 +150,11 @@ class StdioDialer : public Dialer {
     return parse_token(std::string_view(*first).substr(space + 1));
   }
 
-  base::Error unreachable(base::Error error, const std::string& said) const {
-    std::string why = error.message();
-    std::string text = said.substr(0, 500);
-    std::replace(text.begin(), text.end(), '\n', ' ');
-    if (!text.empty()) why = text;
-    return api::make_error(api::ErrorCode::kNetUnreachable,
-                           "Cannot reach " + config_.name + ": " + why + "; try `" + config_.prefix.front() + "` by hand");
+  // The carrier's error holds what the command said on stderr.
+  base::Error unreachable(const base::Error& error) const {
+    return api::make_error(api::ErrorCode::kNetUnreachable, "Cannot reach " + config_.name + ": " +
+                                                                error.message() + "; try `" +
+                                                                config_.prefix.front() + "` by hand");
   }
 
   StdioConfig config_;

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "client/api/agent_link.h"
+#include "client/base/log.h"
+#include "client/base/timers.h"
+#include "fs/core/inode_table.h"
+#include "sync/engine/event_stream.h"
+
+namespace nearbox::fs {
+
+struct OpLogOptions {
+  std::uint64_t max_bytes = wire::kMaxOpBytesInFlight;     // sent and not acknowledged
+  std::size_t max_records = 16384;                         // the same, as a count
+  std::size_t max_waiting = 8192;                          // not admitted yet; more are refused with ENOSPC
+  std::uint64_t max_waiting_bytes = 256ull * 1024 * 1024;  // the same, in data bytes
+  std::chrono::milliseconds deadline = std::chrono::seconds(30);   // until the caller is answered ETIMEDOUT
+  std::chrono::milliseconds root_retry = std::chrono::seconds(1);  // between attempts to open the root again
+};
+
+// The ordered record of everything the local side does to the sandbox.
+//
+// Four steps that stay apart: *record* (submit gives the number), *queue* (batches go out, again after a
+// reconnect, until acknowledged), *apply* (the caller's `applied` brings the mirror up to date) and
+// *reply* (the caller's `reply` answers the kernel).
+//
+// Owns:    every operation from submit() until its fate is known.
+// Threads: any thread may submit; nothing blocks. `applied` runs on the link thread of the event, in the
+//          order of events; `reply` there, or on the timer thread at the deadline. Each runs exactly
+//          once; no lock is held meanwhile; they may call submit().
+// Errors:  in OpDone.error: what the agent said; ETIMEDOUT; ENOSPC no room to wait; ESTALE a kept file
+//          went with its agent; ESHUTDOWN after close().
+// Bounds:  OpLogOptions. What does not fit waits in order, so numbers are given in order of submission.
+// An operation whose deadline passed is answered ETIMEDOUT, but stays recorded until its fate is known:
+// `applied` then still runs. One that was never sent is dropped instead.
+class OpLog {
+ public:
+  using Fn = std::function<void(const wire::OpDone&)>;
+  using RootPath = std::function<std::string()>;  // absolute path of the root all operations lie below
+
+  OpLog(api::AgentLink& link, base::Timers& timers, base::Logger& log, RootPath root_path,
+        OpLogOptions options = {});
+  ~OpLog();
+  OpLog(const OpLog&) = delete;
+  OpLog& operator=(const OpLog&) = delete;
+
+  // Takes acknowledgements from `events`; before events.start().
+  void attach(sync::EventStream& events);
+  void on_op_done(const wire::OpDone& done);
+
+  // op.op_id is given here; op.root is replaced after the agent was restarted.
+  void submit(wire::Op op, Fn applied, Fn reply);
+
+  std::size_t unacknowledged() const;  // waiting ones included
+  // Calls fn when everything submitted before now is acknowledged (at once when nothing is).
+  void when_drained(std::function<void()> fn);
+  // Ends everything with ESHUTDOWN; nothing runs afterwards.
+  void close();
+
+  Orphans& orphans();
+  // Tells the agent that an unlinked file it kept is not used any more.
+  void forget_orphan(std::uint64_t orphan);
+
+ private:
+  class Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+// The order key of a node, and of a name in a directory.
+std::uint64_t node_key(const wire::NodeId& id);
+std::uint64_t name_key(const wire::NodeId& dir, std::string_view name);
+inline constexpr std::uint64_t kTreeKey = 1;  // shared by all, exclusive where paths of others change
+
+}  // namespace nearbox::fs

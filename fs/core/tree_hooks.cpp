@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "fs/core/tree_hooks.h"
+
+#include <cerrno>
+#include <chrono>
+#include <string>
+#include <utility>
+
+#include "fs/core/calls.h"
+
+namespace nearbox::fs {
+namespace {
+
+constexpr std::chrono::seconds kRefreshDeadline{10};
+
+bool same(const wire::Attr& attr, const wire::NodeId& id) { return attr.dev == id.dev && attr.ino == id.ino; }
+
+// The agent's answer for one name, brought into the mirror.
+void take_stat(sync::TreeStore& tree, const std::string& path, const wire::StatResult& result) {
+  const auto slash = path.rfind('/');
+  const std::string dir = slash == std::string::npos ? "" : path.substr(0, slash);
+  const std::string name = slash == std::string::npos ? path : path.substr(slash + 1);
+  tree.write([&](sync::Mirror& mirror, sync::Changes& changes) {
+    const auto parent = mirror.walk(sync::Mirror::kRoot, dir);
+    if (parent == sync::kNoNode) return;
+    const auto child = mirror.lookup(parent, name);
+    if (result.error == ENOENT || result.error == ENOTDIR) {
+      if (child != sync::kNoNode) mirror.unlink(parent, name, changes);
+    } else if (result.error == 0) {
+      const wire::NodeId id{result.attr.dev, result.attr.ino};
+      if (child != sync::kNoNode && same(mirror.attr(child), id)) {
+        mirror.set_attr(child, result.attr, changes);
+      } else {
+        mirror.link(parent, name, result.attr, result.target, changes);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+std::optional<wire::PathCall> locate(sync::TreeStore& tree, const Orphans& orphans, sync::NodeIndex node,
+                                     const wire::NodeId& id) {
+  wire::PathCall call;
+  call.root = tree.root();
+  call.expect = id;
+  call.orphan = orphans.number(node);
+  if (call.orphan != 0) return call;
+  auto path = tree.read([&](const sync::Mirror& mirror) -> std::optional<std::string> {
+    if (!mirror.alive(node) || !same(mirror.attr(node), id)) return std::nullopt;
+    return mirror.path(node);
+  });
+  if (!path) return std::nullopt;
+  call.path = std::move(*path);
+  return call;
+}
+
+void refresh(sync::TreeStore& tree, api::AgentLink& link, sync::NodeIndex node, std::function<void()> done) {
+  auto path = tree.read([&](const sync::Mirror& mirror) -> std::optional<std::string> {
+    return mirror.alive(node) ? mirror.path(node) : std::nullopt;
+  });
+  if (!path || path->empty()) return done();
+  wire::StatMany message;
+  message.root = tree.root();
+  message.paths = {*path};
+  ask<wire::StatManyReply>(
+      link, wire::Method::kStatMany, message, std::chrono::steady_clock::now() + kRefreshDeadline,
+      [&tree, path = std::move(*path), done = std::move(done)](int error, wire::StatManyReply&& reply) {
+        if (error == 0 && reply.results.size() == 1) take_stat(tree, path, reply.results[0]);
+        done();
+      });
+}
+
+BlockCacheHooks tree_hooks(sync::TreeStore& tree, api::AgentLink& link, const Orphans& orphans) {
+  BlockCacheHooks hooks;
+  hooks.locate = [&tree, &orphans](sync::NodeIndex node, const wire::NodeId& id) {
+    return locate(tree, orphans, node, id);
+  };
+  hooks.refresh = [&tree, &link](sync::NodeIndex node, std::function<void()> done) {
+    refresh(tree, link, node, std::move(done));
+  };
+  hooks.changed = [&tree](sync::NodeIndex node, const wire::Attr& attr) {
+    tree.write([&](sync::Mirror& mirror, sync::Changes& changes) {
+      if (same(mirror.attr(node), {attr.dev, attr.ino})) mirror.set_attr(node, attr, changes);
+    });
+  };
+  return hooks;
+}
+
+}  // namespace nearbox::fs

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "fs/core/block_cache.h"
+#include "fs/core/inode_table.h"
+#include "sync/engine/tree_store.h"
+
+namespace nearbox::fs {
+
+// How to name a node to the agent: its kept file when it has one, else its path now.
+// `expect` is set to the node's identity. Nothing when the node has neither.
+std::optional<wire::PathCall> locate(sync::TreeStore& tree, const Orphans& orphans, sync::NodeIndex node,
+                                     const wire::NodeId& id);
+
+// Asks the agent what lies at the node's name now and brings the mirror up to date.
+void refresh(sync::TreeStore& tree, api::AgentLink& link, sync::NodeIndex node, std::function<void()> done);
+
+// The hooks of a block cache over `tree`; all three outlive the cache.
+BlockCacheHooks tree_hooks(sync::TreeStore& tree, api::AgentLink& link, const Orphans& orphans);
+
+}  // namespace nearbox::fs

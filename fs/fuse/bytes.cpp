@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+// Session's handlers for content and attributes of one inode.
+#include <algorithm>
+#include <cerrno>
+#include <fcntl.h>
+
+#include "fs/core/tree_hooks.h"
+#include "fs/fuse/session.h"
+
+namespace nearbox::fs {
+
+using sync::kNoNode;
+using sync::NodeIndex;
+
+namespace {
+
+constexpr std::uint64_t kMaxCopy = 64ull * 1024 * 1024;  // one copy_file_range; the caller goes on from there
+
+std::int64_t to_ns(const timespec& time) { return time.tv_sec * std::int64_t{1'000'000'000} + time.tv_nsec; }
+
+bool is(const wire::Attr& attr, const wire::NodeId& id) { return attr.ino == id.ino && attr.dev == id.dev; }
+
+}  // namespace
+
+// The node of an inode, its attributes, and how the agent finds it.
+std::optional<wire::PathCall> Session::find(Ino ino, NodeIndex& node, wire::Attr& attr) const {
+  node = inodes_.node(ino);
+  if (node == kNoNode) return std::nullopt;
+  attr = services_.tree.read([&](const sync::Mirror& mirror) { return mirror.attr(node); });
+  return locate(services_.tree, services_.log.orphans(), node, {attr.dev, attr.ino});
+}
+
+// Fills in what every operation on one node carries.
+bool Session::fill_op(wire::Op& op, Ino ino, NodeIndex& node, wire::Attr& attr) const {
+  auto call = find(ino, node, attr);
+  if (!call) return false;
+  op.root = call->root;
+  op.path = std::move(call->path);
+  op.orphan = call->orphan;
+  op.expect = call->expect;
+  op.keys = {{kTreeKey, false}, {node_key(call->expect), true}};
+  return true;
+}
+
+// ---- reading
+
+void Session::read(Request request, Ino ino, std::size_t size, std::uint64_t offset) {
+  const NodeIndex node = inodes_.node(ino);
+  if (node == kNoNode) {
+    request.error(ESTALE);
+    return;
+  }
+  const auto attr = services_.tree.read([&](const sync::Mirror& mirror) { return mirror.attr(node); });
+  if (S_ISDIR(attr.mode)) {
+    request.error(EISDIR);
+    return;
+  }
+  const auto id = park(std::move(request), ino);
+  if (id == 0) return;
+  services_.cache.read(node, attr, offset, size, [self = shared_from_this(), id](BlockCache::Data&& data) {
+    auto waiting = self->parked_.take(id);
+    if (!waiting) return;
+    if (data.error != 0) {
+      waiting->error(data.error);
+      return;
+    }
+    std::vector<iovec> parts;
+    parts.reserve(data.pieces.size());
+    for (const auto& piece : data.pieces) {
+      // writev(2) only reads what iov_base shows
+      auto* const at = const_cast<std::byte*>(piece.block->data() + piece.offset);
+      parts.push_back({at, piece.length});
+    }
+    self->bytes_read_.fetch_add(data.size, std::memory_order_relaxed);
+    parts.empty() ? waiting->buffer(nullptr, 0) : waiting->pieces(parts);
+  });
+}
+
+// ---- writing
+
+void Session::write(Request request, Ino ino, wire::Bytes data, std::uint64_t offset, bool append) {
+  wire::Op op;
+  Task task;
+  NodeIndex node = kNoNode;
+  wire::Attr attr;
+  if (data.size() > wire::kMaxWriteBytes || offset > INT64_MAX - data.size()) {
+    request.error(EFBIG);
+    return;
+  }
+  if (!fill_op(op, ino, node, attr)) {
+    request.error(ESTALE);
+    return;
+  }
+  op.kind = append ? wire::OpKind::kAppend : wire::OpKind::kWrite;
+  op.offset = offset;
+  const std::size_t length = data.size();
+  op.data = std::move(data);
+  const wire::NodeId id = op.expect;
+  task.ops.push_back(std::move(op));
+  task.nodes = {node};
+  task.busy1 = ino;
+  task.relocate = node;
+  struct Seen {
+    wire::Attr before, after;
+    bool foreign = false;
+  };
+  auto seen = std::make_shared<Seen>();
+  task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
+    seen->before = mirror.attr(node);
+    if (!is(done.attr, id) || !is(seen->before, id)) return;
+    const std::uint64_t at = append ? done.offset : offset;
+    const auto end = std::max(seen->before.size, at + done.written);
+    // Not what this kernel believes: somebody else wrote too, or the append landed elsewhere.
+    seen->foreign = at != offset || done.attr.size != end;
+    mirror.set_attr(node, done.attr, changes);
+    seen->after = done.attr;
+  };
+  auto self = shared_from_this();
+  task.after = [=](const wire::OpDone& done) {
+    if (seen->after.ino == 0) return;
+    const std::uint64_t at = append ? done.offset : offset;
+    self->services_.cache.wrote(seen->before, seen->after, at, done.written);
+    self->bytes_written_.fetch_add(done.written, std::memory_order_relaxed);
+    if (seen->foreign) self->notifier_->data(ino);  // left aside until the request is answered
+  };
+  task.answer = [length](Request waiting, const wire::OpDone& done) {
+    waiting.write(static_cast<std::size_t>(std::min<std::uint64_t>(done.written, length)));
+  };
+  run(std::move(request), std::move(task));
+}
+
+void Session::fsync(Request request, Ino ino, bool data_only) {
+  wire::Op op;
+  Task task;
+  NodeIndex node = kNoNode;
+  wire::Attr attr;
+  if (!fill_op(op, ino, node, attr)) {
+    request.error(ESTALE);
+    return;
+  }
+  op.kind = wire::OpKind::kFsync;
+  op.flags = data_only ? 1 : 0;
+  task.ops.push_back(std::move(op));
+  task.nodes = {node};
+  task.busy1 = ino;
+  task.relocate = node;
+  task.answer = [](Request waiting, const wire::OpDone&) { waiting.error(0); };
+  run(std::move(request), std::move(task));
+}
+
+void Session::fallocate(Request request, Ino ino, int mode, std::uint64_t offset, std::uint64_t length) {
+  wire::Op op;
+  Task task;
+  NodeIndex node = kNoNode;
+  wire::Attr attr;
+  if (!fill_op(op, ino, node, attr)) {
+    request.error(ESTALE);
+    return;
+  }
+  op.kind = wire::OpKind::kFallocate;
+  op.flags = static_cast<std::uint32_t>(mode);
+  op.offset = offset;
+  op.size = length;
+  const wire::NodeId id = op.expect;
+  task.ops.push_back(std::move(op));
+  task.nodes = {node};
+  task.busy1 = ino;
+  task.relocate = node;
+  task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
+    if (is(done.attr, id) && is(mirror.attr(node), id)) mirror.set_attr(node, done.attr, changes);
+  };
+  auto self = shared_from_this();
+  // Holes and zeroes: the kernel drops its own pages; ours go with the version.
+  task.after = [=](const wire::OpDone& done) {
+    self->services_.cache.wrote(attr, done.attr, 0, UINT64_MAX / 2);
+  };
+  task.answer = [](Request waiting, const wire::OpDone&) { waiting.error(0); };
+  run(std::move(request), std::move(task));
+}
+
+void Session::copy_range(Request request, Ino from, std::uint64_t from_offset, Ino to,
+                         std::uint64_t to_offset, std::uint64_t length) {
+  wire::Op op;
+  Task task;
+  NodeIndex source = kNoNode;
+  NodeIndex node = kNoNode;
+  wire::Attr source_attr;
+  wire::Attr attr;
+  const auto target = find(to, node, attr);
+  // The message has room for one kept file: unlinked ones are copied by the kernel (EOPNOTSUPP).
+  if (!target || !fill_op(op, from, source, source_attr) || target->orphan != 0 || op.orphan != 0) {
+    request.error(target ? EOPNOTSUPP : ESTALE);
+    return;
+  }
+  op.kind = wire::OpKind::kCopyRange;
+  op.path2 = target->path;
+  op.expect2 = target->expect;
+  op.offset = from_offset;
+  op.rdev = to_offset;
+  op.size = std::min(length, kMaxCopy);
+  op.keys = {{kTreeKey, false}, {node_key(op.expect), false}};
+  if (from == to) op.keys.pop_back();
+  op.keys.push_back({node_key(target->expect), true});
+  const wire::NodeId id = target->expect;
+  task.ops.push_back(std::move(op));
+  task.nodes = {source, node};
+  task.busy1 = to;
+  task.busy2 = from == to ? 0 : from;
+  task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
+    if (is(done.attr, id) && is(mirror.attr(node), id)) mirror.set_attr(node, done.attr, changes);
+  };
+  auto self = shared_from_this();
+  task.after = [=](const wire::OpDone& done) {
+    self->services_.cache.wrote(attr, done.attr, to_offset, done.written);
+  };
+  task.answer = [](Request waiting, const wire::OpDone& done) {
+    waiting.write(static_cast<std::size_t>(done.written));
+  };
+  run(std::move(request), std::move(task));
+}
+
+// ---- attributes
+
+void Session::setattr(Request request, Ino ino, const struct stat& st, int to_set) {
+  wire::Op op;
+  NodeIndex node = kNoNode;
+  wire::Attr attr;
+  if (options_.ownership == Ownership::kMap) {
+    const bool own = ((to_set & FUSE_SET_ATTR_UID) == 0 || st.st_uid == options_.uid) &&
+                     ((to_set & FUSE_SET_ATTR_GID) == 0 || st.st_gid == options_.gid);
+    if (!own) {
+      request.error(EPERM);
+      return;
+    }
+    to_set &= ~(FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID);
+  }
+  if (!fill_op(op, ino, node, attr)) {
+    request.error(ESTALE);
+    return;
+  }
+  Task task;
+  if ((to_set & FUSE_SET_ATTR_SIZE) != 0) {
+    wire::Op cut = op;
+    cut.kind = wire::OpKind::kTruncate;
+    cut.size = static_cast<std::uint64_t>(st.st_size);
+    task.ops.push_back(std::move(cut));
+  }
+  op.kind = wire::OpKind::kSetAttr;
+  const auto set = [&](int bit, std::uint32_t mask) {
+    if ((to_set & bit) != 0) op.set_mask |= mask;
+  };
+  set(FUSE_SET_ATTR_MODE, wire::kSetMode);
+  set(FUSE_SET_ATTR_UID, wire::kSetUid);
+  set(FUSE_SET_ATTR_GID, wire::kSetGid);
+  set(FUSE_SET_ATTR_MTIME_NOW, wire::kSetMtimeNow);
+  set(FUSE_SET_ATTR_ATIME_NOW, wire::kSetAtimeNow);
+  if ((op.set_mask & wire::kSetMtimeNow) == 0) set(FUSE_SET_ATTR_MTIME, wire::kSetMtime);
+  if ((op.set_mask & wire::kSetAtimeNow) == 0) set(FUSE_SET_ATTR_ATIME, wire::kSetAtime);
+  op.mode = st.st_mode & 07777;
+  op.uid = st.st_uid;
+  op.gid = st.st_gid;
+  op.mtime_ns = to_ns(st.st_mtim);
+  op.atime_ns = to_ns(st.st_atim);
+  const wire::NodeId id = op.expect;
+  if (op.set_mask != 0) task.ops.push_back(std::move(op));
+  if (task.ops.empty()) return getattr(std::move(request), ino);
+  task.nodes = {node};
+  task.busy1 = ino;
+  task.relocate = node;
+  task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
+    if (is(done.attr, id) && is(mirror.attr(node), id)) mirror.set_attr(node, done.attr, changes);
+  };
+  auto self = shared_from_this();
+  task.answer = [self, ino](Request waiting, const wire::OpDone&) { self->getattr(std::move(waiting), ino); };
+  run(std::move(request), std::move(task));
+}
+
+}  // namespace nearbox::fs

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+// Session's handlers that change names.
+#include <cerrno>
+#include <cstdio>
+#include <fcntl.h>
+
+#include "client/wire/paths.h"
+#include "fs/core/tree_hooks.h"
+#include "fs/fuse/session.h"
+
+namespace nearbox::fs {
+
+using sync::kNoNode;
+using sync::NodeIndex;
+
+namespace {
+
+constexpr unsigned kRenameNoReplace = 1, kRenameExchange = 2;  // linux/fs.h
+
+bool known(const wire::Attr& attr) { return attr.ino != 0; }
+
+}  // namespace
+
+std::uint32_t Session::owner_uid(fuse_req_t req) const {
+  return options_.ownership == Ownership::kMap ? wire::kOwnerUser : fuse_req_ctx(req)->uid;
+}
+std::uint32_t Session::owner_gid(fuse_req_t req) const {
+  return options_.ownership == Ownership::kMap ? wire::kOwnerUser : fuse_req_ctx(req)->gid;
+}
+
+// Where a name lies and what it leads to; an errno when the directory is gone or the name impossible.
+int Session::place(Ino parent, const std::string& name, Place& place) const {
+  if (name.size() > wire::kMaxName) return ENAMETOOLONG;
+  if (!wire::valid_name(name)) return EINVAL;
+  place.dir = inodes_.node(parent);
+  if (place.dir == kNoNode) return ESTALE;
+  return services_.tree.read([&](const sync::Mirror& mirror) {
+    const auto path = mirror.alive(place.dir) ? mirror.path(place.dir) : std::nullopt;
+    if (!path) return ENOENT;
+    const auto attr = mirror.attr(place.dir);
+    place.id = {attr.dev, attr.ino};
+    place.path = path->empty() ? name : *path + "/" + name;
+    if (place.path.size() >= wire::kMaxPath) return ENAMETOOLONG;
+    place.child = mirror.lookup(place.dir, name);
+    if (place.child != kNoNode) place.attr = mirror.attr(place.child);
+    return 0;
+  });
+}
+
+void Session::set_parent(sync::Mirror& mirror, NodeIndex dir, const wire::Attr& attr,
+                         sync::Changes& changes) {
+  const auto have = mirror.attr(dir);
+  if (known(attr) && have.ino == attr.ino && have.dev == attr.dev) mirror.set_attr(dir, attr, changes);
+}
+
+// ---- making
+
+// Sends an operation that makes `name`, and answers with the new entry.
+void Session::make(Request request, wire::Op op, Ino parent, const std::string& name,
+                   std::optional<fuse_file_info> info) {
+  Place at;
+  if (const int error = place(parent, name, at); error != 0) {
+    request.error(error);
+    return;
+  }
+  op.root = services_.tree.root();
+  op.path = at.path;
+  op.expect = at.id;
+  op.uid = owner_uid(request.raw());
+  op.gid = owner_gid(request.raw());
+  op.keys = {{kTreeKey, false}, {node_key(at.id), false}, {name_key(at.id, name), true}};
+  const auto kind = op.kind;
+  const std::string target = op.target;
+  Task task;
+  task.ops.push_back(std::move(op));
+  task.dirs = {at.dir};
+  task.busy1 = parent;
+  task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
+    if (!known(done.attr) || !mirror.alive(at.dir)) return;
+    const auto child = mirror.link(at.dir, name, done.attr, target, changes);
+    if (child != kNoNode && kind == wire::OpKind::kMkdir) mirror.set_listing(child, sync::Listing::kComplete);
+    set_parent(mirror, at.dir, done.parent, changes);
+  };
+  auto self = shared_from_this();
+  task.answer = [self, info](Request waiting, const wire::OpDone& done) {
+    self->answer_entry(std::move(waiting), done.attr, info ? &*info : nullptr);
+  };
+  run(std::move(request), std::move(task));
+}
+
+void Session::create(Request request, Ino parent, std::string name, mode_t mode, const fuse_file_info* info) {
+  wire::Op op;
+  op.kind = wire::OpKind::kCreate;
+  op.mode = mode;
+  op.flags = static_cast<std::uint32_t>(info->flags & O_EXCL);
+  make(std::move(request), std::move(op), parent, name, *info);
+}
+
+void Session::mknod(Request request, Ino parent, std::string name, mode_t mode, dev_t rdev) {
+  wire::Op op;
+  op.kind = S_ISREG(mode) ? wire::OpKind::kCreate : wire::OpKind::kMknod;
+  op.mode = mode;
+  op.flags = O_EXCL;
+  op.rdev = rdev;
+  make(std::move(request), std::move(op), parent, name, std::nullopt);
+}
+
+void Session::mkdir(Request request, Ino parent, std::string name, mode_t mode) {
+  wire::Op op;
+  op.kind = wire::OpKind::kMkdir;
+  op.mode = mode;
+  make(std::move(request), std::move(op), parent, name, std::nullopt);
+}
+
+void Session::symlink(Request request, Ino parent, std::string name, std::string target) {
+  if (target.empty() || target.size() >= wire::kMaxPath) {
+    request.error(target.empty() ? ENOENT : ENAMETOOLONG);
+    return;
+  }
+  wire::Op op;
+  op.kind = wire::OpKind::kSymlink;
+  op.mode = S_IFLNK | 0777;
+  op.target = std::move(target);
+  make(std::move(request), std::move(op), parent, name, std::nullopt);
+}
+
+void Session::link(Request request, Ino ino, Ino parent, std::string name) {
+  Place at;
+  wire::Op op;
+  NodeIndex node = kNoNode;
+  wire::Attr attr;
+  if (const int error = place(parent, name, at); error != 0) {
+    request.error(error);
+    return;
+  }
+  if (!fill_op(op, ino, node, attr) || op.orphan != 0) {
+    request.error(ENOENT);  // a file without name cannot get one again
+    return;
+  }
+  op.kind = wire::OpKind::kLink;
+  op.path2 = at.path;
+  op.expect2 = at.id;
+  op.keys.push_back({node_key(at.id), false});
+  op.keys.push_back({name_key(at.id, name), true});
+  const std::string target = services_.tree.read([&](const sync::Mirror& m) { return m.target(node); });
+  Task task;
+  task.ops.push_back(std::move(op));
+  task.dirs = {at.dir};
+  task.nodes = {node};
+  task.busy1 = parent;
+  task.relocate = node;
+  task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
+    if (!known(done.attr) || !mirror.alive(at.dir)) return;
+    mirror.link(at.dir, name, done.attr, target, changes);
+    set_parent(mirror, at.dir, done.parent, changes);
+  };
+  auto self = shared_from_this();
+  task.answer = [self](Request waiting, const wire::OpDone& done) {
+    self->answer_entry(std::move(waiting), done.attr, nullptr);
+  };
+  run(std::move(request), std::move(task));
+}
+
+// ---- removing
+
+void Session::remove(Request request, Ino parent, std::string name, bool directory) {
+  Place at;
+  int error = place(parent, name, at);
+  if (error == 0 && at.child == kNoNode) error = ENOENT;
+  if (error != 0) {
+    request.error(error);
+    return;
+  }
+  wire::Op op;
+  op.kind = directory ? wire::OpKind::kRmdir : wire::OpKind::kUnlink;
+  op.root = services_.tree.root();
+  op.path = at.path;
+  op.expect = {at.attr.dev, at.attr.ino};
+  const bool keep = !directory && S_ISREG(at.attr.mode) && at.attr.nlink <= 1;
+  if (keep) op.op_flags |= wire::kOpKeep;  // it may be open here: given back when the kernel forgets it
+  op.keys = {{kTreeKey, false},
+             {node_key(at.id), false},
+             {name_key(at.id, name), true},
+             {node_key(op.expect), true}};
+  Task task;
+  task.ops.push_back(std::move(op));
+  task.dirs = {at.dir};
+  task.nodes = {at.child};
+  task.busy1 = parent;
+  task.busy2 = inodes_.ino(at.child);
+  auto self = shared_from_this();
+  auto give_back = std::make_shared<bool>(false);
+  task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
+    if (keep) *give_back = !self->services_.log.orphans().keep(at.child, done.op_id);
+    if (mirror.lookup(at.dir, name) == at.child) mirror.unlink(at.dir, name, changes);
+    auto left = mirror.attr(at.child);
+    if (done.attr.ino == left.ino && done.attr.dev == left.dev) {
+      left = done.attr;
+    } else if (left.nlink > 0) {
+      left.nlink = directory ? 0 : left.nlink - 1;
+    }
+    mirror.set_attr(at.child, left, changes);
+    set_parent(mirror, at.dir, done.parent, changes);
+  };
+  task.after = [=](const wire::OpDone& done) {
+    if (*give_back) self->services_.log.forget_orphan(done.op_id);
+  };
+  task.answer = [](Request waiting, const wire::OpDone&) { waiting.error(0); };
+  run(std::move(request), std::move(task));
+}
+
+void Session::rename(Request request, Ino parent, std::string name, Ino parent2, std::string name2,
+                     unsigned flags) {
+  Place from;
+  Place to;
+  int error = (flags & ~(kRenameNoReplace | kRenameExchange)) != 0 ? EINVAL : 0;
+  if (error == 0) error = place(parent, name, from);
+  if (error == 0) error = place(parent2, name2, to);
+  if (error == 0 && from.child == kNoNode) error = ENOENT;
+  if (error != 0) {
+    request.error(error);
+    return;
+  }
+  const bool exchange = (flags & kRenameExchange) != 0;
+  const bool replaces = to.child != kNoNode && to.child != from.child && !exchange;
+  const bool directory = S_ISDIR(from.attr.mode) || (exchange && S_ISDIR(to.attr.mode));
+  wire::Op op;
+  op.kind = wire::OpKind::kRename;
+  op.root = services_.tree.root();
+  op.path = from.path;
+  op.path2 = to.path;
+  op.expect = {from.attr.dev, from.attr.ino};
+  op.expect2 = to.id;
+  op.flags = flags;
+  const bool keep = replaces && S_ISREG(to.attr.mode) && to.attr.nlink <= 1;
+  if (keep) op.op_flags |= wire::kOpKeep;
+  // Paths of all below a directory change with it: nothing that goes by path may run beside that.
+  op.keys = {{kTreeKey, directory},
+             {name_key(from.id, name), true},
+             {name_key(to.id, name2), true},
+             {node_key(op.expect), true}};
+  if (to.child != kNoNode && to.child != from.child)
+    op.keys.push_back({node_key({to.attr.dev, to.attr.ino}), true});
+  Task task;
+  task.ops.push_back(std::move(op));
+  task.dirs = {from.dir};
+  if (to.dir != from.dir) task.dirs.push_back(to.dir);
+  task.nodes = {from.child};
+  if (to.child != kNoNode) task.nodes.push_back(to.child);
+  task.busy1 = parent;
+  task.busy2 = parent2 == parent ? 0 : parent2;
+  auto self = shared_from_this();
+  auto give_back = std::make_shared<bool>(false);
+  task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
+    if (keep) *give_back = !self->services_.log.orphans().keep(to.child, done.op_id);
+    const bool same_file = to.child == from.child;  // two names of one file: nothing happens
+    if (!same_file && mirror.lookup(from.dir, name) == from.child && mirror.alive(to.dir)) {
+      mirror.rename(from.dir, name, to.dir, name2, exchange, changes);
+    }
+    if (replaces) {
+      auto left = mirror.attr(to.child);
+      if (left.nlink > 0) left.nlink = S_ISDIR(left.mode) ? 0 : left.nlink - 1;
+      mirror.set_attr(to.child, left, changes);
+    }
+    const auto have = mirror.attr(from.child);
+    if (done.attr.ino == have.ino && done.attr.dev == have.dev)
+      mirror.set_attr(from.child, done.attr, changes);
+    set_parent(mirror, from.dir, done.parent, changes);
+    set_parent(mirror, to.dir, to.dir == from.dir ? done.parent : done.parent2, changes);
+  };
+  task.after = [=](const wire::OpDone& done) {
+    if (*give_back) self->services_.log.forget_orphan(done.op_id);
+    self->renamed_directory();
+  };
+  task.answer = [](Request waiting, const wire::OpDone&) { waiting.error(0); };
+  run(std::move(request), std::move(task));
+}
+
+}  // namespace nearbox::fs

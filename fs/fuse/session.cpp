@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "fs/fuse/session.h"
+
+#include <cerrno>
+#include <cstring>
+#include <linux/fuse.h>
+#include <unistd.h>
+#include <utility>
+
+#include "client/base/fault.h"
+#include "fs/core/tree_hooks.h"
+#include "fs/fuse/libfuse_ops.h"
+
+namespace nearbox::fs {
+namespace {
+
+constexpr std::chrono::milliseconds kTick{250};     // how exact deadlines of parked requests are
+constexpr std::chrono::seconds kFinishDeadline{5};  // for those who hold a request right now
+constexpr std::int32_t kNotifyIncEpoch = 8;         // FUSE_NOTIFY_INC_EPOCH, linux 6.16
+
+bool heavy(std::uint32_t opcode) {
+  return opcode == FUSE_READ || opcode == FUSE_WRITE || opcode == FUSE_READDIR || opcode == FUSE_READDIRPLUS;
+}
+
+}  // namespace
+
+Session::Session(const MountOptions& options, const FsServices& services, base::Logger& log,
+                 sync::NodeIndex root)
+    : options_(options),
+      services_(services),
+      log_(log),
+      root_(root),
+      tree_path_(services.tree.root_path()),
+      inodes_(root) {
+  handle_.parked = &parked_;
+  handle_.session = this;
+  root_dev_ = services_.tree.read([&](const sync::Mirror& mirror) { return mirror.attr(root).dev; });
+  services_.tree.write([&](sync::Mirror& mirror, sync::Changes&) { mirror.pin(root_); });
+}
+
+Session::~Session() { finish(); }
+
+base::Result<void> Session::start(base::UniqueFd fuse_fd) {
+  char name[] = "nearbox";
+  char* argv[] = {name, nullptr};
+  fuse_args args{};
+  args.argc = 1;
+  args.argv = argv;
+  se_ = fuse_session_new(&args, &libfuse_ops(), sizeof(fuse_lowlevel_ops), &handle_);
+  if (se_ == nullptr) return base::errno_error(ENOMEM, "fuse_session_new");
+  fuse_custom_io io{};
+  io.read = &Session::io_read;
+  io.writev = &Session::io_writev;
+  if (const int error = fuse_session_custom_io(se_, &io, fuse_fd.get()); error != 0) {
+    return base::errno_error(-error, "fuse_session_custom_io");
+  }
+  fd_ = fuse_fd.release();
+  Notifier::Source source;
+  source.busy = [this](Ino ino) { return parked_.busy(ino); };
+  source.known = [this] { return inodes_.all(); };
+  source.root_names = [this] {
+    std::vector<std::string> names;
+    services_.tree.read([&](const sync::Mirror& mirror) {
+      mirror.list(root_, 0, [&](std::uint64_t, std::string_view name_, sync::NodeIndex) {
+        names.emplace_back(name_);
+        return true;
+      });
+    });
+    return names;
+  };
+  notifier_ = std::make_unique<Notifier>(static_cast<KernelNotify&>(*this), std::move(source));
+  parked_.on_idle([this](Ino ino) { notifier_->idle(ino); });
+  services_.tree.add_listener(this);
+  refresh_statfs();
+  return {};
+}
+
+void Session::finish() {
+  if (finished_.exchange(true)) return;
+  if (notifier_) {
+    services_.tree.remove_listener(this);
+    parked_.close(ENOTCONN);
+    notifier_->stop();
+  }
+  const bool free = alive_.wait_none(Clock::now() + kFinishDeadline);
+  if (!free) log_.error("fuse step=finish requests are still held; the session's memory is left");
+  if (se_ != nullptr && free) fuse_session_destroy(std::exchange(se_, nullptr));
+  fd_ = -1;
+  std::vector<std::uint64_t> orphans;
+  services_.tree.write([&](sync::Mirror& mirror, sync::Changes&) {
+    for (const auto node : inodes_.clear()) {
+      mirror.unpin(node);
+      if (const auto orphan = services_.log.orphans().release(node)) orphans.push_back(orphan);
+    }
+    mirror.unpin(root_);
+  });
+  for (const auto orphan : orphans) services_.log.forget_orphan(orphan);
+}
+
+Session::Step Session::receive(std::vector<char>& buffer, const std::function<void()>& before_heavy) {
+  const ssize_t n = ::read(fd_, buffer.data(), buffer.size());
+  if (n < 0) {
+    if (errno == EAGAIN) return Step::kNothing;
+    if (errno == EINTR || errno == ENOENT) return Step::kDone;  // ENOENT: interrupted while being read
+    return Step::kGone;
+  }
+  fuse_in_header header{};
+  if (static_cast<std::size_t>(n) < sizeof(header)) return Step::kDone;
+  std::memcpy(&header, buffer.data(), sizeof(header));
+  const bool is_heavy = heavy(header.opcode);
+  if (is_heavy) before_heavy();
+  fuse_buf buf{};
+  buf.mem = buffer.data();
+  buf.size = static_cast<std::size_t>(n);
+  requests_.fetch_add(1, std::memory_order_relaxed);
+  fuse_session_process_buf(se_, &buf);
+  return is_heavy ? Step::kHeavy : Step::kDone;
+}
+
+ssize_t Session::io_read(int fd, void* buf, std::size_t size, void*) { return ::read(fd, buf, size); }
+
+// libfuse 3.14 offers FUSE_PARALLEL_DIROPS but forgets it in the INIT reply: without it one lookup at a
+// time runs in a directory. Observed: 3.14.0; fixed in 3.17.
+ssize_t Session::io_writev(int fd, iovec* iov, int count, void* user) {
+  Session& self = *static_cast<SessionHandle*>(user)->session;
+  if (!self.initialised_.exchange(true) && count >= 2 && iov[1].iov_len >= 24) {
+    std::uint32_t flags = 0;
+    char* const at = static_cast<char*>(iov[1].iov_base) + offsetof(fuse_init_out, flags);
+    std::memcpy(&flags, at, sizeof(flags));
+    flags |= FUSE_PARALLEL_DIROPS;
+    std::memcpy(at, &flags, sizeof(flags));
+  }
+  return ::writev(fd, iov, count);
+}
+
+MountStats Session::stats() const {
+  return {parked_.size(), inodes_.size(), requests_.load(), bytes_read_.load(), bytes_written_.load()};
+}
+
+// ---- parking
+
+ParkedTable::Id Session::park(Request request, Ino busy1, Ino busy2) {
+  const auto id = parked_.park(std::move(request), deadline(), busy1, busy2);
+  if (id != 0) arm_tick();
+  return id;
+}
+
+void Session::arm_tick() {
+  if (ticking_.exchange(true)) return;
+  services_.timers.after(kTick, [weak = weak_from_this()] {
+    const auto self = weak.lock();
+    if (!self) return;
+    self->ticking_ = false;
+    self->parked_.expire(Clock::now());
+    if (self->parked_.size() != 0) self->arm_tick();
+  });
+}
+
+// ---- references
+
+Ino Session::add_ref(sync::Mirror& mirror, sync::NodeIndex node) {
+  const auto ref = inodes_.add(node);
+  if (ref.fresh) {
+    mirror.pin(node);
+    services_.log.orphans().hold(node);
+  }
+  return ref.ino;
+}
+
+void Session::forget(const std::vector<std::pair<Ino, std::uint64_t>>& forgets) {
+  std::vector<std::uint64_t> orphans;
+  services_.tree.write([&](sync::Mirror& mirror, sync::Changes&) {
+    for (const auto& [ino, count] : forgets) {
+      const auto node = inodes_.forget(ino, count);
+      if (!node) continue;
+      if (const auto orphan = services_.log.orphans().release(*node)) orphans.push_back(orphan);
+      mirror.unpin(*node);
+    }
+  });
+  for (const auto orphan : orphans) services_.log.forget_orphan(orphan);
+}
+
+// ---- changes of others
+
+void Session::on_changes(const sync::Changes& changes) noexcept {
+  using Kind = sync::Change::Kind;
+  bool directory_moved = false;
+  for (const auto& change : changes) {
+    const Ino dir = change.dir == sync::kNoNode ? 0 : inodes_.ino(change.dir);
+    const Ino node = change.node == sync::kNoNode ? 0 : inodes_.ino(change.node);
+    switch (change.kind) {
+      case Kind::kAttr:
+        if (node != 0) notifier_->attr(node);
+        break;
+      case Kind::kData:
+        if (node != 0) notifier_->data(node);
+        break;
+      case Kind::kListing:
+        if (dir != 0) notifier_->data(dir);
+        if (dir == 0 && node != 0) notifier_->data(node);
+        break;
+      case Kind::kEntry:
+        if (dir != 0) notifier_->entry(dir, change.name);
+        if (dir != 0) notifier_->data(dir);
+        directory_moved = true;
+        break;
+      case Kind::kGone:
+        if (dir != 0) notifier_->deleted(dir, node, change.name);
+        if (dir != 0) notifier_->data(dir);
+        break;
+    }
+  }
+  if (directory_moved) renamed_directory();
+}
+
+// Cached texts of symlinks that were rewritten for their place are asked for again.
+void Session::renamed_directory() {
+  std::unordered_set<Ino> links;
+  {
+    base::MutexLock lock(links_mu_);
+    links.swap(rewritten_);
+  }
+  for (const Ino ino : links) notifier_->data(ino);
+}
+
+void Session::inode(Ino ino, bool data) { fuse_lowlevel_notify_inval_inode(se_, ino, data ? 0 : -1, 0); }
+void Session::entry(Ino parent, const std::string& name) {
+  fuse_lowlevel_notify_inval_entry(se_, parent, name.c_str(), name.size());
+}
+void Session::deleted(Ino parent, Ino child, const std::string& name) {
+  fuse_lowlevel_notify_delete(se_, parent, child, name.c_str(), name.size());
+}
+bool Session::epoch() {
+  if (base::fault::active("fs.no_epoch")) return false;
+  fuse_out_header header{};
+  header.len = sizeof(header);
+  header.error = kNotifyIncEpoch;
+  return ::write(fd_, &header, sizeof(header)) == static_cast<ssize_t>(sizeof(header));
+}
+
+// ---- what entries look like
+
+struct stat Session::show(const sync::Mirror& mirror, sync::NodeIndex node) const {
+  const wire::Attr attr = mirror.attr(node);
+  struct stat st {};
+  // One number space for the mount: entries of other file systems get theirs mixed with the device.
+  st.st_ino = attr.dev == root_dev_ ? attr.ino : attr.ino ^ (attr.dev * 0x9e3779b97f4a7c15ULL);
+  st.st_mode = attr.mode;
+  st.st_nlink = attr.nlink;
+  st.st_uid = options_.ownership == Ownership::kMap ? options_.uid : attr.uid;
+  st.st_gid = options_.ownership == Ownership::kMap ? options_.gid : attr.gid;
+  st.st_rdev = attr.rdev;
+  st.st_size = static_cast<off_t>(attr.size);
+  st.st_blocks = static_cast<blkcnt_t>(attr.blocks);
+  st.st_blksize = 128 * 1024;
+  constexpr std::int64_t kSecond = 1'000'000'000;
+  const auto split = [](std::int64_t ns) {
+    std::int64_t seconds = ns / kSecond;
+    if (ns % kSecond < 0) --seconds;
+    return timespec{static_cast<time_t>(seconds), static_cast<long>(ns - seconds * kSecond)};
+  };
+  st.st_mtim = st.st_atim = split(attr.mtime_ns);
+  st.st_ctim = split(attr.ctime_ns);
+  if (S_ISLNK(attr.mode)) {
+    // Programs take st_size as the length of what readlink answers.
+    const auto view = link_view(mirror, node);
+    if (view.error == 0) st.st_size = static_cast<off_t>(view.text.size());
+  }
+  return st;
+}
+
+LinkView Session::link_view(const sync::Mirror& mirror, sync::NodeIndex node) const {
+  const std::string target = mirror.target(node);
+  if (options_.symlinks == SymlinkRule::kRaw) return {0, target, false};
+  std::string root = tree_path_;
+  if (const auto below = mirror.path(root_); below && !below->empty()) {
+    root += (root.ends_with('/') ? "" : "/") + *below;
+  }
+  const auto top = mirror.path(root_).value_or("");
+  std::optional<LinkView> view;
+  // A link with several names is resolved by the kernel from each of them: all must agree.
+  mirror.names(node, [&](sync::NodeIndex dir, std::string_view) {
+    auto path = mirror.path(dir);
+    if (!path) return;
+    if (!top.empty()) {
+      if (*path != top && !path->starts_with(top + "/")) return;  // a name outside of this mount
+      path = path->size() == top.size() ? "" : path->substr(top.size() + 1);
+    }
+    auto one = show_link(options_.symlinks, target, *path, root, options_.mountpoint);
+    if (view && (one.error != view->error || one.text != view->text)) one = {EPERM, {}, false};
+    view = std::move(one);
+  });
+  return view.value_or(LinkView{ESTALE, {}, false});
+}
+
+fuse_entry_param Session::entry_of(const sync::Mirror& mirror, sync::NodeIndex node, Ino ino) const {
+  fuse_entry_param entry{};
+  entry.ino = ino;
+  entry.attr = show(mirror, node);
+  entry.attr_timeout = entry.entry_timeout = kForever;
+  return entry;
+}
+
+}  // namespace nearbox::fs

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <deque>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "sync/engine/tree_store.h"
+#include "sync/engine/tree_unpacker.h"
+
+// What TreeStore is made of; internal to sync/engine.
+namespace nearbox::sync {
+
+// One Done: runs exactly once, whoever comes first.
+class Completion {
+ public:
+  explicit Completion(TreeStore::Done fn) : fn_(std::move(fn)) {}
+  void run(int error) {
+    if (ran_.exchange(true)) return;
+    const auto fn = std::move(fn_);
+    if (fn) fn(error);
+  }
+  bool ran() const { return ran_; }
+  std::atomic<base::Timers::Id> timer{0};
+
+ private:
+  TreeStore::Done fn_;
+  std::atomic<bool> ran_{false};
+};
+using CompletionPtr = std::shared_ptr<Completion>;
+using Completions = std::vector<CompletionPtr>;
+
+// One kTree call, over all its reconnects. Of the link thread, but for what Impl guards.
+struct Walk {
+  using Then = std::function<void(int error, const std::set<NodeIndex>& skipped)>;
+  std::uint64_t id = 0;
+  std::string path;
+  std::uint32_t depth = 0;  // as in wire::Tree
+  TreeStore::Deadline deadline;
+  Then then;
+  std::uint32_t root = 0;
+  std::uint64_t scan = 0;   // its name for Mirror::apply_block()
+  std::uint64_t began = 0;  // operations that end later may be newer than what it says
+  std::set<NodeIndex> skipped;
+  TreeUnpacker unpacker;
+  int broken = 0;
+};
+using WalkPtr = std::shared_ptr<Walk>;
+
+struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeStore::Impl> {
+  using Clock = std::chrono::steady_clock;
+  static constexpr auto kStreamDeadline = std::chrono::minutes(30);
+  static constexpr auto kCallDeadline = std::chrono::seconds(60);
+  static constexpr auto kRetryPause = std::chrono::milliseconds(20);
+  static constexpr auto kReopenPause = std::chrono::seconds(1);
+  static constexpr auto kHurryPatience = std::chrono::seconds(1);      // then the directory is listed alone
+  static constexpr auto kRelistPause = std::chrono::milliseconds(20);  // doubled each time
+  static constexpr int kRelistAttempts = 5;
+  static constexpr int kListAttempts = 3;
+  static constexpr std::size_t kRelistAtOnce = 16;
+  static constexpr std::uint32_t kTreeCredit = 8 * 1024 * 1024;
+  static constexpr std::size_t kMaxWaitingForRoot = 16384;
+  static constexpr std::size_t kMaxSubtrees = 4096;
+
+  // Keeps the store from being destroyed while a link or timer thread is in it. False: it is gone.
+  class Use {
+   public:
+    explicit Use(Impl& impl) : impl_(impl), ok_(impl.enter()) {}
+    ~Use() {
+      if (ok_) impl_.leave();
+    }
+    Use(const Use&) = delete;
+    Use& operator=(const Use&) = delete;
+    explicit operator bool() const { return ok_; }
+
+   private:
+    Impl& impl_;
+    const bool ok_;
+  };
+  class WalkSink;
+  class AnswerSink;
+  struct Subtree {
+    bool known = false;
+    bool loaded = false;
+    Completions known_waiters;
+    Completions done_waiters;
+    std::vector<std::function<void()>> after;  // run when it is loaded or was given up
+  };
+  struct DirWait {
+    Completions waiters;
+    int attempts = 0;
+  };
+  struct Run {  // of rescan()
+    Completions waiters;
+    std::deque<std::string> left;
+    std::set<NodeIndex> skipped;
+    int error = 0;
+  };
+  struct Relist {
+    std::deque<NodeIndex> left;
+    std::set<NodeIndex> again;
+    std::size_t running = 0;
+    bool over = false;
+    int attempt = 0;
+    std::function<void()> then;
+  };
+  struct Operations {
+    std::uint64_t under_way = 0;
+    std::uint64_t touched = 0;  // op_epoch when one last began or ended
+  };
+
+  Impl(TreeStore& owner, api::AgentLink& to, base::Timers& with, base::Logger& logger)
+      : store(owner), link(to), timers(with), log(logger) {}
+
+  // ---- life (tree_store.cpp)
+  bool enter() EXCLUDES(mu);
+  void leave() EXCLUDES(mu);
+  void close() EXCLUDES(mu);
+  CompletionPtr completion(Done done, Deadline deadline) EXCLUDES(mu);
+  void finish(const CompletionPtr& one, int error) EXCLUDES(mu);
+  void finish(const Completions& all, int error) EXCLUDES(mu);
+  void finish_soon(const CompletionPtr& one, int error);
+  void later(std::chrono::milliseconds delay, std::function<void()> fn);
+
+  // ---- root (tree_store.cpp)
+  void on_up(const wire::Welcome& welcome, bool same_instance) noexcept override;
+  void on_down(const base::Error&) noexcept override {}
+  void open(const CompletionPtr& opener, Deadline deadline);
+  void opened(const CompletionPtr& opener, Deadline deadline, std::uint64_t for_generation, int error,
+              wire::ByteView payload);
+  bool with_root(std::function<void(std::uint32_t)> fn) EXCLUDES(mu);
+
+  // ---- calls (tree_calls.cpp)
+  using Answer = std::function<void(int error, wire::ByteView payload)>;
+  void track(std::uint64_t id, api::CallToken token) EXCLUDES(mu);
+  void unary(wire::Method method, wire::Bytes payload, Deadline deadline, Answer answer);
+  using Stated = std::function<void(int error)>;
+  void stat_path(const std::string& path, Deadline deadline, Stated then);
+  int link_prefixes(const std::vector<std::string>& prefixes, const std::vector<wire::StatResult>& results,
+                    std::uint64_t began);
+  void walk(std::string path, std::uint32_t depth, Deadline deadline, Walk::Then then);
+  void start_walk(const WalkPtr& one, std::uint32_t root);
+  void walk_ended(const WalkPtr& one, int error, wire::ByteView payload);
+  void apply(Walk& one, const std::vector<wire::TreeBlock>& blocks);
+  std::uint64_t op_now() EXCLUDES(ops_mu);
+  bool frozen(NodeIndex dir, std::uint64_t began) EXCLUDES(ops_mu);
+  void walk_begins(Walk& one) EXCLUDES(ops_mu);
+  void walk_is_over(const Walk& one) EXCLUDES(ops_mu);
+
+  // ---- what is loaded and wanted (tree_load.cpp)
+  void load(const std::string& path, const CompletionPtr& known, const CompletionPtr& done);
+  void load_known(const std::string& path, const CompletionPtr& known, const CompletionPtr& done);
+  void start_subtree(const std::string& path);
+  void subtree_known(const std::string& path);
+  void subtree_over(const std::string& path, int error);
+  void follow(const std::string& path, const std::string& above, const CompletionPtr& known,
+              const CompletionPtr& done);
+  void ask(NodeIndex dir);
+  bool hurry(const std::string& path);
+  void list_alone_if_waited(NodeIndex dir);
+  void hurry_all();
+  void list_alone(NodeIndex dir);
+  void listed_alone(NodeIndex dir, int error);
+  void resolve_waiters();
+  void waited_may_be_gone(const Changes& changes);
+  void reask(const std::string& below);
+  void rescan(Completions waiters);
+  void run_step(const std::shared_ptr<Run>& now);
+  void run_over(const std::shared_ptr<Run>& over);
+  NodeIndex next_to_relist(Relist& list, bool& over) EXCLUDES(mu);
+  void relist_step(const std::shared_ptr<Relist>& list);
+  void relist_soon(const std::set<NodeIndex>& dirs, int attempt, std::function<void()> then);
+
+  TreeStore& store;
+  api::AgentLink& link;
+  base::Timers& timers;
+  base::Logger& log;
+
+  base::Mutex mu;  // not held while the tree's lock is taken, nor while anything of others is called
+  base::CondVar idle;
+  bool closed GUARDED_BY(mu) = false;
+  std::size_t active GUARDED_BY(mu) = 0;
+  std::unordered_set<CompletionPtr> live GUARDED_BY(mu);
+  std::uint64_t next_id GUARDED_BY(mu) = 1;
+  std::map<std::uint64_t, api::CallToken> calls GUARDED_BY(mu);  // by our own number
+  std::map<std::uint64_t, WalkPtr> walks GUARDED_BY(mu);
+
+  std::string asked_root GUARDED_BY(mu);
+  bool root_asked GUARDED_BY(mu) = false;
+  bool root_valid GUARDED_BY(mu) = false;
+  bool root_opening GUARDED_BY(mu) = false;
+  bool root_was_open GUARDED_BY(mu) = false;
+  std::uint32_t root_number GUARDED_BY(mu) = 0;
+  std::string root_canonical GUARDED_BY(mu);
+  std::uint64_t generation GUARDED_BY(mu) = 0;  // counts agent instances
+  std::vector<std::function<void(std::uint32_t)>> waiting_for_root GUARDED_BY(mu);
+
+  std::map<std::string, Subtree> subtrees GUARDED_BY(mu);
+  std::map<NodeIndex, DirWait> dir_waits GUARDED_BY(mu);
+  std::set<NodeIndex> listing_alone GUARDED_BY(mu);
+  std::shared_ptr<Run> run GUARDED_BY(mu);
+  bool run_again GUARDED_BY(mu) = false;
+  Completions next_run GUARDED_BY(mu);
+
+  base::Mutex ops_mu;  // rank: leaf, taken under the tree's lock
+  std::uint64_t op_epoch GUARDED_BY(ops_mu) = 1;
+  std::unordered_map<NodeIndex, Operations> operations GUARDED_BY(ops_mu);
+  std::set<std::uint64_t> running_walks GUARDED_BY(ops_mu);
+
+  struct Told {
+    Changes changes;
+    ChangeListener* except;
+  };
+  base::Mutex tell_mu;  // rank: leaf, taken under the tree's lock
+  base::CondVar told;
+  std::deque<Told> to_tell GUARDED_BY(tell_mu);
+  std::vector<ChangeListener*> listeners GUARDED_BY(tell_mu);
+  bool telling GUARDED_BY(tell_mu) = false;
+  ChangeListener* told_now GUARDED_BY(tell_mu) = nullptr;
+  std::thread::id teller GUARDED_BY(tell_mu);
+};
+
+// Whether the subtree at `above` holds `path`.
+inline bool covers(const std::string& above, const std::string& path) {
+  return above.empty() || path == above ||
+         (path.size() > above.size() && path.starts_with(above) && path[above.size()] == '/');
+}
+
+}  // namespace nearbox::sync

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// Starts one server for a test file and ends it again.
+import { spawn } from 'node:child_process'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { once } from 'node:events'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+
+const program = process.env.NEARBOX_SERVE
+if (!program) throw new Error('NEARBOX_SERVE must name the server program')
+
+export async function startServer({ args = [], env = {} } = {}) {
+  const data = await mkdtemp(join(tmpdir(), 'nearbox-e2e-'))
+  const words = [...(process.env.NEARBOX_SERVE_ARGS ?? '').split(' ').filter(Boolean)]
+  const child = spawn(program, [...words, '--listen', '127.0.0.1:0', '--data', data, '--json', ...args], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+    env: { ...process.env, ...env },
+  })
+  const exited = once(child, 'exit')
+  const line = await Promise.race([
+    once(createInterface({ input: child.stdout }), 'line').then(([text]) => text),
+    exited.then(([code]) => {
+      throw new Error(`the server ended with code ${code}`)
+    }),
+  ])
+  const { api_url, sandbox_url, api_key } = JSON.parse(line)
+  process.env.E2B_API_URL = api_url
+  process.env.E2B_SANDBOX_URL = sandbox_url
+  process.env.E2B_API_KEY = api_key
+  return {
+    apiUrl: api_url,
+    sandboxUrl: sandbox_url,
+    key: api_key,
+    data,
+    pid: child.pid,
+    exited,
+    async kill9() {
+      child.kill('SIGKILL')
+      await exited
+    },
+    async stop() {
+      if (child.exitCode === null && child.signalCode === null) child.kill('SIGTERM')
+      const [code, signal] = await exited
+      await rm(data, { recursive: true, force: true })
+      return { code, signal }
+    },
+  }
+}
+
+// Waits until `check` gives something true, or throws after `ms`.
+export async function until(check, what, ms = 10000) {
+  const end = Date.now() + ms
+  while (Date.now() < end) {
+    const value = await check()
+    if (value) return value
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+  throw new Error(`timed out waiting for ${what}`)
+}
+
+export function processAlive(pid) {
+  try {
+    process.kill(pid, 0)
+    return true
+  } catch {
+    return false
+  }
+}

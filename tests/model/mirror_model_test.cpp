@@ -1,0 +1,604 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <map>
+#include <random>
+#include <set>
+#include <sys/stat.h>
+
+#include <gtest/gtest.h>
+
+#include "sync/core/mirror.h"
+
+namespace nearbox::sync {
+namespace {
+
+using wire::Attr;
+using wire::NodeId;
+
+std::uint64_t seed() {
+  const char* text = std::getenv("NEARBOX_TEST_SEED");
+  return text == nullptr ? 20240611 : std::strtoull(text, nullptr, 10);
+}
+
+constexpr NodeId kRootId{1, 2};
+constexpr NodeId kNone{0, 0};
+
+NodeId id_of(const Attr& a) { return {a.dev, a.ino}; }
+bool same_type(const Attr& a, const Attr& b) { return (a.mode & S_IFMT) == (b.mode & S_IFMT); }
+
+// The mirror's rules in the plainest form: maps of identities and names.
+class Model {
+ public:
+  struct Node {
+    Attr attr;
+    std::string target;
+    std::uint64_t pins = 0;
+    std::set<std::pair<NodeId, std::string>> names;
+    std::map<std::string, NodeId> entries;
+    Listing listing = Listing::kUnknown;
+  };
+  std::map<NodeId, Node> nodes;
+  // A name that went and came again is another one: its place in the directory is another.
+  std::map<std::pair<NodeId, std::string>, std::uint64_t> places;
+  std::uint64_t next_place = 1;
+
+  Model() {
+    nodes[kRootId].attr.dev = kRootId.dev;
+    nodes[kRootId].attr.ino = kRootId.ino;
+    nodes[kRootId].attr.mode = S_IFDIR | 0755;
+  }
+  bool alive(NodeId id) const { return id == kRootId || (nodes.contains(id) && !nodes.at(id).names.empty()); }
+  bool within(NodeId id, NodeId ancestor) const {
+    while (id != ancestor && id != kRootId) id = nodes.at(id).names.begin()->first;
+    return id == ancestor;
+  }
+  void release(NodeId id) {
+    const auto& n = nodes.at(id);
+    if (id != kRootId && n.names.empty() && n.pins == 0) nodes.erase(id);
+  }
+  void unname(NodeId dir, std::string name) {
+    const auto id = nodes.at(dir).entries.at(name);
+    nodes.at(dir).entries.erase(name);
+    nodes.at(id).names.erase({dir, name});
+    places.erase({dir, name});
+  }
+  void settle(NodeId id) {  // after it lost a name
+    if (!nodes.at(id).names.empty()) return;
+    while (!nodes.at(id).entries.empty()) unlink(id, nodes.at(id).entries.begin()->first);
+    nodes.at(id).listing = Listing::kComplete;
+    release(id);
+  }
+  void unlink(NodeId dir, std::string name) {  // a copy: the caller's goes with it
+    const auto found = nodes.at(dir).entries.find(name);
+    if (found == nodes.at(dir).entries.end()) return;
+    const auto id = found->second;
+    unname(dir, name);
+    settle(id);
+  }
+  void put(NodeId dir, const std::string& name, NodeId id, std::uint64_t place = 0) {
+    const auto found = nodes.at(dir).entries.find(name);
+    const auto was = found == nodes.at(dir).entries.end() ? kNone : found->second;
+    if (was != kNone) {
+      place = places.at({dir, name});
+      unname(dir, name);
+    }
+    nodes.at(dir).entries[name] = id;
+    nodes.at(id).names.insert({dir, name});
+    places[{dir, name}] = place != 0 ? place : next_place++;
+    if (was != kNone) settle(was);
+  }
+  // The node that stops being found by its identity, when there is one: the caller may have it pinned.
+  bool link(NodeId dir, const std::string& name, const Attr& attr, const std::string& target, bool* retired) {
+    const auto id = id_of(attr);
+    if (nodes.contains(id) && S_ISDIR(nodes.at(id).attr.mode) && (id == kRootId || within(dir, id)))
+      return false;
+    if (nodes.contains(id) && !same_type(nodes.at(id).attr, attr)) {
+      *retired = nodes.at(id).pins > 0;
+      nodes.at(id).pins = 0;
+      if (nodes.at(id).names.empty()) {
+        nodes.erase(id);
+      } else {
+        while (nodes.contains(id))
+          unlink(nodes.at(id).names.begin()->first, nodes.at(id).names.begin()->second);
+      }
+    }
+    const bool is_new = !nodes.contains(id);
+    auto& node = nodes[id];
+    node.attr = attr;
+    if (S_ISLNK(attr.mode) && (is_new || !target.empty())) node.target = target;
+    const auto& entries = nodes.at(dir).entries;
+    if (const auto found = entries.find(name); found != entries.end() && found->second == id) return true;
+    if (S_ISDIR(attr.mode)) {
+      if (!node.names.empty()) {
+        const auto old = *node.names.begin();
+        unname(old.first, old.second);
+      } else {
+        node.listing = Listing::kUnknown;
+      }
+    }
+    put(dir, name, id);
+    return true;
+  }
+  void rename(NodeId dir, const std::string& name, NodeId dir2, const std::string& name2, bool exchange) {
+    const auto get = [&](NodeId d, const std::string& n) {
+      const auto found = nodes.at(d).entries.find(n);
+      return found == nodes.at(d).entries.end() ? kNone : found->second;
+    };
+    const auto a = get(dir, name), b = get(dir2, name2);
+    if (a == kNone || a == b || (exchange && b == kNone)) return;
+    if (S_ISDIR(nodes.at(a).attr.mode) && within(dir2, a)) return;
+    if (exchange && S_ISDIR(nodes.at(b).attr.mode) && within(dir, b)) return;
+    const auto place = places.at({dir, name}), place2 = exchange ? places.at({dir2, name2}) : 0;
+    unname(dir, name);
+    if (exchange) {
+      unname(dir2, name2);
+      put(dir, name, b, place);
+    }
+    put(dir2, name2, a, place2);
+  }
+};
+
+// A kernel that believes what it was told until a change says otherwise.
+class Believer {
+ public:
+  void learn(const Mirror& m, NodeIndex node, std::mt19937_64& rng) {
+    attrs_[node] = m.attr(node);
+    targets_[node] = m.target(node);
+    if (!S_ISDIR(m.attr(node).mode)) return;
+    auto& listing = listings_[node];
+    listing.clear();
+    m.list(node, 0, [&](std::uint64_t, std::string_view name, NodeIndex to) {
+      listing[std::string(name)] = to;
+      if (rng() % 2 == 0) entries_[{node, std::string(name)}] = to;
+      return true;
+    });
+    for (char c = 'a'; c < 'i'; ++c) entries_[{node, std::string(1, c)}] = m.lookup(node, std::string(1, c));
+  }
+  void hear(const Changes& changes) {
+    for (const auto& c : changes) {
+      switch (c.kind) {
+        case Change::Kind::kEntry:
+          entries_.erase({c.dir, c.name});
+          break;
+        case Change::Kind::kListing:
+          listings_.erase(c.dir);
+          break;
+        case Change::Kind::kData:
+          targets_.erase(c.node);
+          [[fallthrough]];
+        case Change::Kind::kAttr:
+          attrs_.erase(c.node);
+          break;
+        case Change::Kind::kGone:
+          entries_.erase({c.dir, c.name});
+          attrs_.erase(c.node), targets_.erase(c.node), listings_.erase(c.node);
+          std::erase_if(entries_, [&](const auto& e) { return e.first.first == c.node; });
+          break;
+      }
+    }
+  }
+  void check(const Mirror& m) const {
+    for (const auto& [key, node] : entries_) EXPECT_EQ(m.lookup(key.first, key.second), node) << key.second;
+    for (const auto& [node, attr] : attrs_) EXPECT_EQ(m.attr(node), attr);
+    for (const auto& [node, target] : targets_) EXPECT_EQ(m.target(node), target);
+    for (const auto& [node, listing] : listings_) {
+      std::map<std::string, NodeIndex> now;
+      m.list(node, 0, [&](std::uint64_t, std::string_view name, NodeIndex to) {
+        now[std::string(name)] = to;
+        return true;
+      });
+      EXPECT_EQ(now, listing);
+    }
+  }
+
+ private:
+  std::map<std::pair<NodeIndex, std::string>, NodeIndex> entries_;
+  std::map<NodeIndex, Attr> attrs_;
+  std::map<NodeIndex, std::string> targets_;
+  std::map<NodeIndex, std::map<std::string, NodeIndex>> listings_;
+};
+
+class Both {
+ public:
+  explicit Both(std::uint64_t with) : rng_(with) {
+    Changes changes;
+    mirror_.set_root(model_.nodes.at(kRootId).attr, changes);
+  }
+
+  void step() {
+    Changes changes;
+    switch (rng_() % 12) {
+      case 0:
+      case 1:
+      case 2:
+      case 3:
+        link(changes);
+        break;
+      case 4:
+      case 5:
+        unlink(changes);
+        break;
+      case 6:
+      case 7:
+        rename(changes);
+        break;
+      case 8:
+        set_attr(changes);
+        break;
+      case 9:
+        pin_or_unpin();
+        break;
+      default:
+        block(changes);
+    }
+    believer_.hear(changes);
+    ASSERT_EQ(mirror_.node_count(), model_.nodes.size() + zombies_.size());
+    learn();
+  }
+
+  void check() {
+    believer_.check(mirror_);
+    std::size_t names = 0;
+    for (const auto& [id, node] : model_.nodes) {
+      const auto at = mirror_.find(id);
+      ASSERT_NE(at, kNoNode);
+      EXPECT_EQ(mirror_.alive(at), model_.alive(id));
+      EXPECT_EQ(mirror_.attr(at), node.attr);
+      EXPECT_EQ(mirror_.target(at), node.target);
+      std::set<std::pair<NodeId, std::string>> held;
+      mirror_.names(at, [&](NodeIndex dir, std::string_view name) {
+        held.insert({id_of(mirror_.attr(dir)), std::string(name)});
+      });
+      EXPECT_EQ(held, node.names);
+      names += held.size();
+      const auto path = mirror_.path(at);
+      ASSERT_EQ(path.has_value(), model_.alive(id));
+      if (path) {
+        EXPECT_EQ(mirror_.walk(Mirror::kRoot, *path), at);
+      }
+      if (!S_ISDIR(node.attr.mode)) continue;
+      EXPECT_EQ(mirror_.listing(at), node.listing);
+      check_entries(at, node);
+    }
+    EXPECT_EQ(mirror_.name_count(), names);
+    for (const auto zombie : zombies_) EXPECT_FALSE(mirror_.alive(zombie));
+  }
+
+ private:
+  void check_entries(NodeIndex at, const Model::Node& node) {
+    std::map<std::string, NodeId> entries;
+    std::uint64_t last = 2;
+    mirror_.list(at, 0, [&](std::uint64_t cookie, std::string_view name, NodeIndex to) {
+      EXPECT_GT(cookie, last);
+      last = cookie;
+      EXPECT_EQ(mirror_.lookup(at, name), to);
+      if (S_ISDIR(mirror_.attr(to).mode)) {
+        EXPECT_EQ(mirror_.parent(to), at);
+      }
+      EXPECT_TRUE(entries.emplace(std::string(name), id_of(mirror_.attr(to))).second);
+      return true;
+    });
+    EXPECT_EQ(entries, node.entries);
+  }
+  std::string name() {  // few, so that they meet; some long
+    const auto c = static_cast<char>('a' + rng_() % 8);
+    return rng_() % 8 == 0 ? std::string(1 + rng_() % 255, c) : std::string(1, c);
+  }
+  NodeId dir() {
+    std::vector<NodeId> all;
+    for (const auto& [id, node] : model_.nodes) {
+      if (S_ISDIR(node.attr.mode) && model_.alive(id)) all.push_back(id);
+    }
+    return all[rng_() % all.size()];
+  }
+  Attr attr() {
+    static constexpr std::uint32_t kTypes[] = {S_IFREG, S_IFDIR, S_IFLNK, S_IFCHR};
+    Attr a;
+    a.dev = 1 + rng_() % 2;
+    a.ino = 3 + rng_() % 60;
+    // The type follows from the number, mostly: numbers are reused with another type sometimes.
+    a.mode = kTypes[rng_() % 20 == 0 ? rng_() % 4
+                    : a.ino % 5 < 2  ? 1
+                                     : a.ino % 4] |
+             (rng_() % 2 == 0 ? 0644 : 0600);
+    a.size = rng_() % 3, a.mtime_ns = static_cast<std::int64_t>(rng_() % 2), a.version = rng_() % 2;
+    a.ctime_ns = static_cast<std::int64_t>(rng_() % 3), a.nlink = 1 + rng_() % 2;
+    if (S_ISCHR(a.mode)) a.rdev = rng_() % 3;
+    return a;
+  }
+  std::string target(const Attr& a) { return S_ISLNK(a.mode) ? std::string(1 + rng_() % 30, 't') : ""; }
+  NodeIndex at(NodeId id) { return mirror_.find(id); }
+
+  bool model_link(NodeId in, const wire::TreeEntry& e) {
+    bool retired = false;
+    const auto was = at(id_of(e.attr));
+    const bool linked = model_.link(in, e.name, e.attr, e.target, &retired);
+    if (retired) {
+      zombies_.push_back(was);
+      for (auto& [node, id] : pinned_) {
+        if (node == was) id = kNone;
+      }
+    }
+    return linked;
+  }
+  wire::TreeEntry entry() {
+    wire::TreeEntry e{name(), attr(), {}};
+    e.target = target(e.attr);
+    return e;
+  }
+  void link(Changes& changes) {
+    const auto in = dir();
+    const auto e = entry();
+    const auto in_node = at(in);
+    const bool linked = model_link(in, e);
+    const auto node = mirror_.link(in_node, e.name, e.attr, e.target, changes);
+    ASSERT_EQ(node != kNoNode, linked);
+    if (linked) {
+      EXPECT_EQ(id_of(mirror_.attr(node)), id_of(e.attr));
+    }
+  }
+  void unlink(Changes& changes) {
+    const auto in = dir();
+    const auto n = name();
+    mirror_.unlink(at(in), n, changes);
+    model_.unlink(in, n);
+  }
+  void rename(Changes& changes) {
+    const auto from = dir(), to = dir();
+    const auto n = name(), n2 = name();
+    const bool exchange = rng_() % 3 == 0;
+    mirror_.rename(at(from), n, at(to), n2, exchange, changes);
+    model_.rename(from, n, to, n2, exchange);
+  }
+  void set_attr(Changes& changes) {
+    const auto a = attr();
+    const auto id = id_of(a);
+    if (!model_.nodes.contains(id)) return;
+    auto& node = model_.nodes.at(id);
+    const auto was = node.attr;
+    mirror_.set_attr(at(id), a, changes);
+    if (!same_type(was, a)) {
+      EXPECT_TRUE(changes.empty());
+      return;
+    }
+    node.attr = a;
+    const bool data =
+        !S_ISDIR(a.mode) && (was.size != a.size || was.mtime_ns != a.mtime_ns || was.version != a.version ||
+                             (a.version == 0 && was.ctime_ns != a.ctime_ns));
+    ASSERT_EQ(changes.size(), was == a ? 0u : 1u);
+    if (was == a) return;
+    EXPECT_EQ(changes[0].kind, data ? Change::Kind::kData : Change::Kind::kAttr);
+  }
+  void pin_or_unpin() {
+    if (pinned_.size() > 10 || (!pinned_.empty() && rng_() % 2 == 0)) {
+      const auto i = rng_() % pinned_.size();
+      const auto [node, id] = pinned_[i];
+      pinned_.erase(pinned_.begin() + static_cast<std::ptrdiff_t>(i));
+      mirror_.unpin(node);
+      if (id == kNone) {
+        const bool last =
+            std::none_of(pinned_.begin(), pinned_.end(), [n = node](auto& p) { return p.first == n; });
+        if (last) std::erase(zombies_, node);
+      } else {
+        --model_.nodes.at(id).pins;
+        model_.release(id);
+      }
+      return;
+    }
+    auto found = model_.nodes.begin();
+    std::advance(found, static_cast<std::ptrdiff_t>(rng_() % model_.nodes.size()));
+    mirror_.pin(at(found->first));
+    ++found->second.pins;
+    pinned_.emplace_back(at(found->first), found->first);
+  }
+  void block(Changes& changes) {
+    const auto in = dir();
+    const auto in_node = at(in);
+    const auto scan = rng_() % 3;
+    wire::TreeBlock b;
+    b.path = *mirror_.path(in_node);
+    b.attr = model_.nodes.at(in).attr;
+    b.attr.nlink = 1 + static_cast<std::uint32_t>(rng_() % 4);
+    const auto kind = rng_() % 10;
+    if (kind == 0) b.flags = wire::kTreeFailed, b.error = EACCES;
+    if (kind == 1) b.flags = wire::kTreePseudo;
+    if (kind == 2) b.flags = wire::kTreeNotExpanded;
+    if (kind == 3) b.attr.ino += 1000;  // another directory meanwhile: dropped
+    if (kind == 4) b.flags = wire::kTreeMore;
+    if (kind == 5) {
+      mirror_.end_scan(scan);
+      std::erase_if(unfinished_, [&](const auto& u) { return u.first.first == scan; });
+    }
+    if (kind > 2) {
+      for (auto n = rng_() % 6; n > 0; --n) b.entries.push_back(entry());
+    }
+    model_block(in, b, {scan, in_node});
+    mirror_.apply_block(Mirror::kRoot, b, changes, {}, scan);
+  }
+  void model_block(NodeId in, const wire::TreeBlock& b, std::pair<std::uint64_t, NodeIndex> key) {
+    if (id_of(b.attr) != in) return;
+    auto& node = model_.nodes.at(in);
+    node.attr = b.attr;
+    if ((b.flags & wire::kTreeNotExpanded) != 0) return;
+    if ((b.flags & wire::kTreeFailed) != 0) {
+      node.listing = Listing::kFailed;
+      unfinished_.erase(key);
+      return;
+    }
+    auto seen = unfinished_[key];
+    for (const auto& e : b.entries) {
+      model_link(in, e);
+      if (node.entries.contains(e.name)) seen.insert(model_.places.at({in, e.name}));
+    }
+    if ((b.flags & wire::kTreeMore) != 0) {
+      unfinished_[key] = seen;
+      if (node.listing != Listing::kComplete) node.listing = Listing::kPartial;
+      return;
+    }
+    unfinished_.erase(key);
+    node.listing = Listing::kComplete;
+    std::vector<std::string> gone;
+    for (const auto& [n, id] : node.entries) {
+      if (!seen.contains(model_.places.at({in, n}))) gone.push_back(n);
+    }
+    for (const auto& n : gone) model_.unlink(in, n);
+  }
+  void learn() {
+    const auto in = at(dir());
+    believer_.learn(mirror_, in, rng_);
+  }
+
+  std::mt19937_64 rng_;
+  Mirror mirror_;
+  Model model_;
+  Believer believer_;
+  std::vector<std::pair<NodeIndex, NodeId>> pinned_;
+  std::vector<NodeIndex> zombies_;  // pinned, and their identity was given to another
+  std::map<std::pair<std::uint64_t, NodeIndex>, std::set<std::uint64_t>> unfinished_;
+};
+
+TEST(MirrorModel, RandomChangesMatchThePlainModel) {
+  SCOPED_TRACE("seed " + std::to_string(seed()));
+  for (std::uint64_t round = 0; round < 8; ++round) {
+    Both run(seed() + round);
+    for (int i = 0; i < 4000; ++i) {
+      ASSERT_NO_FATAL_FAILURE(run.step()) << "round " << round << " step " << i;
+      if (i % 10 == 0) run.check();
+      ASSERT_FALSE(::testing::Test::HasFailure()) << "round " << round << " step " << i;
+    }
+  }
+}
+
+Attr file(std::uint64_t ino, std::uint32_t mode = S_IFREG | 0644) {
+  Attr a;
+  a.dev = 1, a.ino = ino, a.mode = mode, a.nlink = 1;
+  return a;
+}
+
+// Property: whoever reads a directory in pieces sees each name that stays all the while exactly once.
+TEST(MirrorModel, ListingWhileNamesComeAndGo) {
+  std::mt19937_64 rng(seed());
+  for (int round = 0; round < 10; ++round) {
+    Mirror mirror;
+    Changes changes;
+    mirror.set_root(file(2, S_IFDIR | 0755), changes);
+    std::set<std::string> stay, all;
+    std::uint64_t ino = 100;
+    for (int i = 0; i < 4000; ++i) {
+      const auto name = "n" + std::to_string(i);
+      (void)mirror.link(Mirror::kRoot, name, file(ino++), {}, changes);
+      all.insert(name);
+      if (rng() % 4 == 0) stay.insert(name);
+    }
+    std::map<std::string, int> seen;
+    std::uint64_t cookie = 0;
+    for (bool more = true; more;) {
+      auto left = 1 + rng() % 60;
+      more = false;
+      mirror.list(Mirror::kRoot, cookie, [&](std::uint64_t at, std::string_view name, NodeIndex) {
+        if (left-- == 0) return !(more = true);
+        EXPECT_GT(at, cookie);
+        cookie = at;
+        ++seen[std::string(name)];
+        return true;
+      });
+      for (int i = 0; i < 80 && all.size() > stay.size(); ++i) {
+        auto victim = all.lower_bound("n" + std::to_string(rng() % 4000));
+        if (victim == all.end() || stay.contains(*victim)) continue;
+        mirror.unlink(Mirror::kRoot, *victim, changes);
+        all.erase(victim);
+      }
+      if (rng() % 2 == 0)
+        (void)mirror.link(Mirror::kRoot, "new" + std::to_string(ino), file(ino), {}, changes), ++ino;
+    }
+    for (const auto& name : stay) EXPECT_EQ(seen[name], 1) << name;
+    for (const auto& [name, times] : seen) EXPECT_EQ(times, 1) << name;
+  }
+}
+
+TEST(MirrorModel, SkippedDirectoriesKeepTheirEntries) {
+  Mirror mirror;
+  Changes changes;
+  mirror.set_root(file(2, S_IFDIR | 0755), changes);
+  wire::TreeBlock block;
+  block.attr = file(2, S_IFDIR | 0755);
+  block.entries = {{"a", file(10), {}}, {"b", file(11), {}}};
+  mirror.apply_block(Mirror::kRoot, block, changes);
+  auto own = file(12);
+  own.size = 5, own.ctime_ns = 50;
+  (void)mirror.link(Mirror::kRoot, "own", own, {}, changes);  // created here after the agent walked
+  mirror.unlink(Mirror::kRoot, "b", changes);                 // removed here after the agent walked
+  changes.clear();
+  block.entries.push_back({"own", file(12), {}});
+  block.entries[2].attr.ctime_ns = 40;  // as it was before our last write
+  block.entries.erase(block.entries.begin());
+  mirror.apply_block(Mirror::kRoot, block, changes, [](NodeIndex) { return true; });
+  EXPECT_TRUE(changes.empty());
+  EXPECT_NE(mirror.lookup(Mirror::kRoot, "a"), kNoNode);
+  EXPECT_EQ(mirror.lookup(Mirror::kRoot, "b"), kNoNode);
+  EXPECT_EQ(mirror.attr(mirror.lookup(Mirror::kRoot, "own")).size, 5u);
+  mirror.apply_block(Mirror::kRoot, block, changes);
+  EXPECT_EQ(mirror.lookup(Mirror::kRoot, "a"), kNoNode);
+  EXPECT_NE(mirror.lookup(Mirror::kRoot, "b"), kNoNode);
+}
+
+TEST(MirrorModel, PinnedNodesOutliveTheirNames) {
+  Mirror mirror;
+  Changes changes;
+  mirror.set_root(file(2, S_IFDIR | 0755), changes);
+  const auto node = mirror.link(Mirror::kRoot, "f", file(10), {}, changes);
+  mirror.pin(node, 3);
+  mirror.unlink(Mirror::kRoot, "f", changes);
+  EXPECT_FALSE(mirror.alive(node));
+  EXPECT_EQ(mirror.attr(node).ino, 10u);
+  mirror.unpin(node, 2);
+  EXPECT_EQ(mirror.link(Mirror::kRoot, "again", file(10), {}, changes), node);
+  mirror.unlink(Mirror::kRoot, "again", changes);
+  mirror.unpin(node);
+  EXPECT_EQ(mirror.node_count(), 1u);
+}
+
+TEST(MirrorModel, DirectoriesWithoutIdentityAreKnownByTheirNames) {
+  Mirror mirror;
+  Changes changes;
+  mirror.set_root(file(2, S_IFDIR | 0755), changes);
+  wire::TreeBlock block;
+  block.attr = file(2, S_IFDIR | 0755);
+  Attr none;
+  none.mode = S_IFDIR | 0755;
+  block.entries = {{"m1", none, {}}, {"m2", none, {}}};
+  mirror.apply_block(Mirror::kRoot, block, changes);
+  const auto one = mirror.lookup(Mirror::kRoot, "m1"), two = mirror.lookup(Mirror::kRoot, "m2");
+  EXPECT_NE(one, kNoNode);
+  EXPECT_NE(two, kNoNode);
+  EXPECT_NE(one, two);
+  changes.clear();
+  mirror.apply_block(Mirror::kRoot, block, changes);
+  EXPECT_TRUE(changes.empty());
+  wire::TreeBlock inside;
+  inside.path = "m1", inside.flags = wire::kTreePseudo, inside.attr = none;
+  mirror.apply_block(Mirror::kRoot, inside, changes);
+  EXPECT_EQ(mirror.listing(one), Listing::kComplete);
+  mirror.unlink(Mirror::kRoot, "m1", changes);
+  mirror.unlink(Mirror::kRoot, "m2", changes);
+  EXPECT_EQ(mirror.node_count(), 1u);
+}
+
+TEST(MirrorModel, ADirectoryThatReappearsIsNotTakenForEmpty) {
+  Mirror mirror;
+  Changes changes;
+  mirror.set_root(file(2, S_IFDIR | 0755), changes);
+  const auto dir = mirror.link(Mirror::kRoot, "d", file(10, S_IFDIR | 0755), {}, changes);
+  mirror.pin(dir);
+  (void)mirror.link(dir, "f", file(11), {}, changes);
+  mirror.set_listing(dir, Listing::kComplete);
+  mirror.unlink(Mirror::kRoot, "d", changes);
+  EXPECT_EQ(mirror.listing(dir), Listing::kComplete);
+  EXPECT_EQ(mirror.link(Mirror::kRoot, "e", file(10, S_IFDIR | 0755), {}, changes), dir);
+  EXPECT_EQ(mirror.listing(dir), Listing::kUnknown);
+}
+
+}  // namespace
+}  // namespace nearbox::sync

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/agent/agent.h"
+
+#include <cerrno>
+#include <cstdlib>
+#include <sys/random.h>
+#include <utility>
+#include <vector>
+
+#include "tools/agent/service.h"
+
+namespace nearbox::agent {
+namespace {
+
+// In a time that does not depend on where the tokens differ.
+bool same_token(const wire::Token& a, const wire::Token& b) {
+  unsigned diff = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    diff |= std::to_integer<unsigned>(a[i]) ^ std::to_integer<unsigned>(b[i]);
+  }
+  return diff == 0;
+}
+
+std::uint64_t new_instance() {
+  std::uint64_t instance = 0;
+  while (instance == 0) random_bytes(&instance, sizeof instance);
+  return instance;
+}
+
+}  // namespace
+
+void random_bytes(void* into, std::size_t size) {
+  auto* at = static_cast<char*>(into);
+  while (size > 0) {
+    const ssize_t n = ::getrandom(at, size, 0);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) std::abort();  // no kernel we run on; a guessable token would be worse
+    at += n;
+    size -= static_cast<std::size_t>(n);
+  }
+}
+
+Agent::Agent(Options options, base::Logger& log)
+    : options_(std::move(options)), log_(log), instance_(new_instance()) {}
+
+Agent::~Agent() {
+  stop();
+  std::map<wire::SessionId, Entry> gone;
+  base::MutexLock lock(mu_);
+  gone.swap(sessions_);
+}
+
+SessionPtr Agent::find(const wire::Hello& hello, channel::Carrier& carrier, bool& resumed) {
+  SessionPtr old;  // ended outside the lock
+  base::MutexLock lock(mu_);
+  if (stopping_) return nullptr;
+  auto it = sessions_.find(hello.session);
+  resumed = it != sessions_.end() && !it->second.session->poisoned() && !it->second.session->ended();
+  if (!resumed) {
+    if (it == sessions_.end() && sessions_.size() >= kMaxSessions) return nullptr;
+    auto session =
+        std::make_shared<Session>(hello.session, instance_, options_.who, options_.procs, timers_, log_);
+    if (it == sessions_.end()) it = sessions_.emplace(hello.session, Entry{}).first;
+    old = std::exchange(it->second.session, std::move(session));
+  }
+  it->second.hung_up = false;
+  return it->second.session->attach(&carrier) ? it->second.session : nullptr;
+}
+
+void Agent::serve(channel::Carrier& carrier, const std::function<void()>& admitted) {
+  const auto deadline = Clock::now() + kHelloTimeout;
+  auto hello = channel::read_hello(carrier, deadline);
+  if (!hello) {
+    log_.info("event=no_hello error=\"" + hello.error().message() + "\"");
+    return;
+  }
+  const auto refuse = [&](int error, const char* text) {
+    log_.warn(std::string("event=refused why=\"") + text + "\"");
+    (void)channel::send_refused(carrier, {error, text}, deadline);
+  };
+  if (!same_token(hello->token, options_.token)) return refuse(EACCES, "wrong token");
+  if (hello->magic != wire::kHelloMagic || hello->version != wire::kProtocolVersion) {
+    return refuse(EPROTO, "this agent speaks another version of the protocol");
+  }
+  wire::Welcome welcome;
+  const auto session = find(*hello, carrier, welcome.resumed);
+  if (!session) return refuse(EBUSY, "too many clients or connections");
+  ++connections_;
+  if (admitted) admitted();
+  welcome.instance = instance_;
+  welcome.nonce = session->nonce();
+  welcome.session_grace_s = static_cast<std::uint32_t>(options_.session_grace.count());
+  welcome.features = options_.features;
+  welcome.build = options_.build;
+  log_.info("event=connected resumed=" + std::to_string(welcome.resumed ? 1 : 0) +
+            " role=" + std::to_string(static_cast<unsigned>(hello->role)));
+  if (auto sent = channel::send_welcome(carrier, welcome, deadline); sent) {
+    Service service(session, options_.who, log_);
+    const auto ended = channel::serve_connection(carrier, service, options_.serve, log_);
+    log_.info("event=disconnected why=\"" + (ended ? std::string("closed") : ended.error().message()) + "\"");
+  }
+  session->detach(&carrier);
+  --connections_;
+}
+
+bool Agent::keeps(Entry& entry, Clock::time_point now) {
+  Session& session = *entry.session;
+  if (session.poisoned() || session.ended()) return false;
+  const auto alone = session.alone_since();
+  if (!alone || now - *alone < options_.session_grace) return true;
+  if (!session.has_background_process()) return false;
+  if (!std::exchange(entry.hung_up, true)) session.hang_up_foreground();
+  return true;  // for the background commands' output
+}
+
+bool Agent::tick(Clock::time_point now) {
+  std::vector<SessionPtr> gone;  // ended outside the lock: processes are waited for
+  bool needed = connections_.load() > 0;
+  {
+    base::MutexLock lock(mu_);
+    for (auto it = sessions_.begin(); it != sessions_.end();) {
+      if (keeps(it->second, now)) {
+        needed = needed || it->second.session->busy();
+        ++it;
+      } else {
+        gone.push_back(std::move(it->second.session));
+        it = sessions_.erase(it);
+      }
+    }
+    if (needed) needed_ = now;
+  }
+  for (auto& session : gone) {
+    if (session->poisoned()) session->drop_connections();
+    session.reset();
+  }
+  base::MutexLock lock(mu_);
+  return !needed && now - needed_ >= options_.linger;
+}
+
+void Agent::stop() {
+  std::vector<SessionPtr> all;
+  {
+    base::MutexLock lock(mu_);
+    stopping_ = true;
+    for (auto& [id, entry] : sessions_) all.push_back(entry.session);
+  }
+  for (auto& session : all) session->drop_connections();
+}
+
+std::size_t Agent::sessions() {
+  base::MutexLock lock(mu_);
+  return sessions_.size();
+}
+
+}  // namespace nearbox::agent

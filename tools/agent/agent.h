@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <map>
+#include <string>
+
+#include "client/base/log.h"
+#include "client/base/mutex.h"
+#include "client/base/timers.h"
+#include "client/channel/mux_server.h"
+#include "tools/agent/session.h"
+
+namespace nearbox::agent {
+
+inline constexpr std::size_t kMaxSessions = 64;
+inline constexpr std::chrono::seconds kHelloTimeout{10};
+
+// The agent behind its listener: says hello, finds sessions, forgets them after their grace.
+//
+// Owns:    the session table and the timer thread.
+// Threads: serve() on one thread a connection; tick() on the main thread.
+// Bounds:  kMaxSessions; a client above gets EBUSY.
+class Agent {
+ public:
+  using Clock = std::chrono::steady_clock;
+  struct Options {
+    wire::Token token{};
+    std::string build;
+    Identity who;
+    std::uint64_t features = 0;
+    std::chrono::seconds session_grace{120};
+    std::chrono::seconds linger{300};
+    channel::ServeOptions serve;
+    ProcTable::Options procs;
+  };
+  Agent(Options options, base::Logger& log);
+  ~Agent();
+  Agent(const Agent&) = delete;
+  Agent& operator=(const Agent&) = delete;
+
+  // Serves one connection until it ends; calls `admitted` when its client showed the token.
+  void serve(channel::Carrier& carrier, const std::function<void()>& admitted = {}) EXCLUDES(mu_);
+  // Forgets what is past its time. True: nobody has needed this agent for `linger`.
+  bool tick(Clock::time_point now) EXCLUDES(mu_);
+  // Breaks all connections; their serve() calls return soon. New ones are refused.
+  void stop() EXCLUDES(mu_);
+
+  std::uint64_t instance() const { return instance_; }
+  std::size_t sessions() EXCLUDES(mu_);
+
+ private:
+  struct Entry {
+    SessionPtr session;
+    bool hung_up = false;
+  };
+  // The session of a hello, attached to `carrier`; nothing past the limits.
+  SessionPtr find(const wire::Hello& hello, channel::Carrier& carrier, bool& resumed) EXCLUDES(mu_);
+  bool keeps(Entry& entry, Clock::time_point now);
+
+  const Options options_;
+  base::Logger& log_;
+  const std::uint64_t instance_;
+  base::Timers timers_;
+  std::atomic<std::size_t> connections_{0};
+  base::Mutex mu_;  // rank: before a session's
+  std::map<wire::SessionId, Entry> sessions_ GUARDED_BY(mu_);
+  Clock::time_point needed_ GUARDED_BY(mu_) = Clock::now();
+  bool stopping_ GUARDED_BY(mu_) = false;
+};
+
+// Fills `into` with random bytes from the kernel; ends the process when there are none to be had.
+void random_bytes(void* into, std::size_t size);
+
+}  // namespace nearbox::agent

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/agent/event_log.h"
+
+namespace nearbox::agent {
+
+std::uint64_t EventLog::append(wire::EventKind kind, wire::Bytes body) {
+  base::MutexLock lock(mu_);
+  if (poisoned_) return 0;
+  const std::uint64_t seq = first_ + events_.size();
+  wire::Event event{seq, kind, std::move(body)};
+  auto encoded = wire::encode(event);
+  bytes_ += encoded.size();
+  if (bytes_ > max_bytes_) {
+    poisoned_ = true;
+    events_.clear();
+    bytes_ = 0;
+    changed_.notify_all();
+    return 0;
+  }
+  events_.push_back(std::move(encoded));
+  changed_.notify_all();
+  return seq;
+}
+
+base::Result<void> EventLog::take(std::uint64_t& after, std::size_t max, wire::Bytes& out,
+                                  std::chrono::steady_clock::time_point deadline) {
+  base::MutexLock lock(mu_);
+  const auto wakes = wakes_;
+  while (true) {
+    if (poisoned_) return base::errno_error(EOVERFLOW, "event log");
+    if (after + 1 < first_ || after >= first_ + events_.size()) {
+      return base::errno_error(ESTALE, "event position");
+    }
+    if (after + 1 < first_ + events_.size() || wakes != wakes_) break;
+    if (!changed_.wait_until(mu_, deadline)) return {};
+  }
+  wire::Writer writer(out);
+  while (after + 1 < first_ + events_.size() && out.size() < max) {
+    const auto& event = events_[after + 1 - first_];
+    writer.num(static_cast<std::uint32_t>(event.size()));
+    out.insert(out.end(), event.begin(), event.end());
+    ++after;
+  }
+  return {};
+}
+
+void EventLog::confirm(std::uint64_t seq) {
+  base::MutexLock lock(mu_);
+  while (!events_.empty() && first_ <= seq) {
+    bytes_ -= events_.front().size();
+    events_.pop_front();
+    ++first_;
+  }
+}
+
+void EventLog::wake() {
+  base::MutexLock lock(mu_);
+  ++wakes_;
+  changed_.notify_all();
+}
+
+std::uint64_t EventLog::last_seq() {
+  base::MutexLock lock(mu_);
+  return first_ + events_.size() - 1;
+}
+
+std::uint64_t EventLog::confirmed() {
+  base::MutexLock lock(mu_);
+  return first_ - 1;
+}
+
+bool EventLog::poisoned() {
+  base::MutexLock lock(mu_);
+  return poisoned_;
+}
+
+}  // namespace nearbox::agent

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+
+#include "client/base/mutex.h"
+#include "client/base/result.h"
+#include "client/wire/messages.h"
+
+namespace nearbox::agent {
+
+inline constexpr std::size_t kMaxEventLogBytes = 64 * 1024 * 1024;
+
+// The events of one session that its client has not confirmed, numbered densely from 1.
+//
+// Threads: any; readers wait here while writers append.
+// Bounds:  `max_bytes` of encoded events; the append that exceeds it poisons the log: nothing is
+//          appended or read any more, and the session must end.
+class EventLog {
+ public:
+  explicit EventLog(std::size_t max_bytes = kMaxEventLogBytes) : max_bytes_(max_bytes) {}
+
+  // The number the event got, 0 when the log is poisoned (now or before).
+  std::uint64_t append(wire::EventKind kind, wire::Bytes body) EXCLUDES(mu_);
+
+  // Appends to `out` the events after `after`, each as u32 length | Event, up to about `max` bytes,
+  // and moves `after` to the last one. Waits until `deadline` for the first; true with nothing
+  // taken means the deadline passed or wake() was called.
+  // Errors:  ESTALE: `after` was confirmed already or lies in the future; EOVERFLOW: poisoned.
+  base::Result<void> take(std::uint64_t& after, std::size_t max, wire::Bytes& out,
+                          std::chrono::steady_clock::time_point deadline) EXCLUDES(mu_);
+
+  void confirm(std::uint64_t seq) EXCLUDES(mu_);
+  void wake() EXCLUDES(mu_);  // makes waiting takers return
+  std::uint64_t last_seq() EXCLUDES(mu_);
+  std::uint64_t confirmed() EXCLUDES(mu_);
+  bool poisoned() EXCLUDES(mu_);
+
+ private:
+  const std::size_t max_bytes_;
+  base::Mutex mu_;  // rank: leaf
+  base::CondVar changed_;
+  std::deque<wire::Bytes> events_ GUARDED_BY(mu_);  // encoded; the first has seq first_
+  std::uint64_t first_ GUARDED_BY(mu_) = 1;
+  std::size_t bytes_ GUARDED_BY(mu_) = 0;
+  std::uint64_t wakes_ GUARDED_BY(mu_) = 0;
+  bool poisoned_ GUARDED_BY(mu_) = false;
+};
+
+}  // namespace nearbox::agent

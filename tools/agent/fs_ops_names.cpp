@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <array>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "tools/agent/fs_ops_detail.h"
+
+// Operations that add, remove or move names.
+namespace nearbox::agent::detail {
+namespace {
+
+void fill_parent(int dir, wire::Attr& out) {
+  if (auto st = stat_fd(dir)) out = make_attr(*st);
+}
+
+mode_t type_of(const wire::Op& op) {
+  switch (op.kind) {
+    case wire::OpKind::kCreate:
+      return S_IFREG;
+    case wire::OpKind::kMkdir:
+      return S_IFDIR;
+    case wire::OpKind::kSymlink:
+      return S_IFLNK;
+    default:
+      return op.mode & S_IFMT;
+  }
+}
+
+std::string link_target(const Place& place) {
+  std::array<char, wire::kMaxPath> buffer{};
+  const ssize_t n = ::readlinkat(place.dir.get(), place.name.c_str(), buffer.data(), buffer.size());
+  return n < 0 ? std::string{} : std::string(buffer.data(), static_cast<std::size_t>(n));
+}
+
+// A creation that met its name taken: whether what is there may stand for what was asked.
+bool stands_for(const wire::Op& op, const Place& place, const struct stat& st) {
+  const mode_t type = type_of(op);
+  if ((st.st_mode & S_IFMT) != type) return false;
+  if (op.kind == wire::OpKind::kSymlink) return retried(op) && link_target(place) == op.target;
+  if (op.kind == wire::OpKind::kMknod) return retried(op) && (S_ISFIFO(type) || st.st_rdev == op.rdev);
+  const bool shared_open = op.kind == wire::OpKind::kCreate && (op.flags & O_EXCL) == 0;
+  return shared_open || retried(op);
+}
+
+int make_node(const wire::Op& op, const Place& place, base::UniqueFd& fd) {
+  const int dir = place.dir.get();
+  const char* name = place.name.c_str();
+  switch (op.kind) {
+    case wire::OpKind::kCreate:
+      fd.reset(::openat(dir, name, O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, 0600));
+      return fd ? 0 : errno;
+    case wire::OpKind::kMkdir:
+      if (::mkdirat(dir, name, 0700) != 0) return errno;
+      fd.reset(::openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+      return fd ? 0 : errno;
+    case wire::OpKind::kSymlink:
+      return ::symlinkat(op.target.c_str(), dir, name) == 0 ? 0 : errno;
+    default:
+      return ::mknodat(dir, name, (op.mode & S_IFMT) | 0600, op.rdev) == 0 ? 0 : errno;
+  }
+}
+
+// Owner, mode and time of what was just made.
+Result<void> dress(const OpContext& context, const wire::Op& op, const Place& place, int fd,
+                   const struct stat& parent) {
+  const int dir = place.dir.get();
+  const char* name = place.name.c_str();
+  auto owner = owner_of(context, op);
+  mode_t mode = op.mode & 07777;
+  if ((parent.st_mode & S_ISGID) != 0) {
+    owner.gid = parent.st_gid;
+    if (op.kind == wire::OpKind::kMkdir) mode |= S_ISGID;
+  }
+  if (context.who.root()) {
+    const int chowned = fd >= 0 ? ::fchown(fd, owner.uid, owner.gid)
+                                : ::fchownat(dir, name, owner.uid, owner.gid, AT_SYMLINK_NOFOLLOW);
+    if (chowned != 0) return base::last_errno("chown");
+  }
+  if (op.kind != wire::OpKind::kSymlink) {
+    const int chmodded = fd >= 0 ? ::fchmod(fd, mode) : ::fchmodat(dir, name, mode, AT_SYMLINK_NOFOLLOW);
+    if (chmodded != 0) return base::last_errno("chmod");
+  }
+  return fd >= 0 ? set_mtime(fd, op.mtime_ns) : set_mtime(dir, place.name, op.mtime_ns);
+}
+
+Result<void> check_make(const OpContext& context, const wire::Op& op) {
+  const mode_t type = type_of(op);
+  if (op.path.empty()) return base::errno_error(EEXIST, "root");
+  if (op.kind == wire::OpKind::kSymlink && (op.target.empty() || op.target.find('\0') != std::string::npos)) {
+    return base::errno_error(op.target.empty() ? ENOENT : EINVAL, "target");
+  }
+  if (op.kind == wire::OpKind::kMknod && (type == S_IFDIR || type == S_IFLNK)) {
+    return base::errno_error(EINVAL, "mknod type");
+  }
+  const auto owner = owner_of(context, op);
+  if (!context.who.root() && op.uid != wire::kOwnerUser && owner.uid != context.who.agent_uid) {
+    return base::errno_error(EPERM, "owner");
+  }
+  return {};
+}
+
+// A file about to lose its name, kept open when the client still has it open.
+struct Leaving {
+  base::UniqueFd keep;  // for the orphan table
+  base::UniqueFd look;  // O_PATH: its attributes afterwards
+};
+
+Result<Leaving> before_leaving(const wire::Op& op, const Place& place, const struct stat& st) {
+  Leaving leaving;
+  leaving.look.reset(::openat(place.dir.get(), place.name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+  if (!has_flag(op, wire::kOpKeep) || !S_ISREG(st.st_mode)) return leaving;
+  auto file = open_regular(place, node_of(st), O_RDWR);
+  if (!file) file = open_for_write(place, node_of(st), O_RDWR);
+  if (!file) file = open_regular(place, node_of(st), O_RDONLY);
+  if (!file) return std::move(file).error();
+  leaving.keep = std::move(file->fd);
+  return leaving;
+}
+
+// Reserves the orphan before the name goes: a full table must refuse, not lose the file.
+Result<void> keep(OpContext& context, const wire::Op& op, Leaving& leaving) {
+  if (!leaving.keep) return {};
+  return context.orphans.keep(op.op_id, std::move(leaving.keep));
+}
+
+void fill_gone(const Leaving& leaving, bool kept, wire::Attr& out) {
+  if (!leaving.look) return;
+  auto st = stat_fd(leaving.look.get());
+  if (st && (st->st_nlink > 0 || kept)) out = make_attr(*st);
+}
+
+}  // namespace
+
+Result<void> do_make(OpContext& context, const wire::Op& op, wire::OpDone& done) {
+  if (auto fine = check_make(context, op); !fine) return fine;
+  auto place = place_in(context, op.root, op.path, op.expect);
+  if (!place) return std::move(place).error();
+  auto parent = stat_fd(place->dir.get());
+  if (!parent) return std::move(parent).error();
+  base::UniqueFd fd;
+  const int error = make_node(op, *place, fd);
+  if (error == EEXIST) {
+    auto st = stat_place(*place, {});
+    if (!st) return std::move(st).error();
+    if (!stands_for(op, *place, *st)) return base::errno_error(EEXIST, "create");
+    done.attr = make_attr(*st);
+    fill_parent(place->dir.get(), done.parent);
+    return {};
+  }
+  if (error != 0) return base::errno_error(error, "create");
+  if (auto dressed = dress(context, op, *place, fd.get(), *parent); !dressed) {
+    (void)::unlinkat(place->dir.get(), place->name.c_str(),
+                     op.kind == wire::OpKind::kMkdir ? AT_REMOVEDIR : 0);
+    return dressed;
+  }
+  auto st = fd ? stat_fd(fd.get()) : stat_place(*place, {});
+  if (!st) return std::move(st).error();
+  done.attr = make_attr(*st);
+  fill_parent(place->dir.get(), done.parent);
+  return {};
+}
+
+Result<void> do_link(OpContext& context, const wire::Op& op, wire::OpDone& done) {
+  if (op.orphan != 0) return base::errno_error(ENOENT, "link");  // nlink is 0: no name can be given back
+  auto from = place_of(context, op);
+  if (!from) return std::move(from).error();
+  auto to = place_in(context, op.root, op.path2, op.expect2);
+  if (!to) return std::move(to).error();
+  auto st = stat_place(*from, op.expect);
+  if (!st) return std::move(st).error();
+  if (::linkat(from->dir.get(), from->name.c_str(), to->dir.get(), to->name.c_str(), 0) != 0) {
+    const int error = errno;
+    auto there = stat_place(*to, {});
+    const bool applied = error == EEXIST && retried(op) && there.ok() && node_of(*there) == node_of(*st);
+    if (!applied) return base::errno_error(error, "link");
+  }
+  auto after = stat_place(*to, {});
+  if (!after) return std::move(after).error();
+  if (node_of(*after) != node_of(*st)) return base::errno_error(ESTALE, "link");  // replaced in between
+  done.attr = make_attr(*after);
+  fill_parent(to->dir.get(), done.parent);
+  return {};
+}
+
+Result<void> do_unlink(OpContext& context, const wire::Op& op, wire::OpDone& done) {
+  if (op.path.empty()) return base::errno_error(EISDIR, "root");
+  auto place = place_of(context, op);
+  if (!place) return std::move(place).error();
+  auto st = stat_place(*place, op.expect);
+  if (!st) {
+    const int error = st.error().as_errno();
+    if (!retried(op) || (error != ENOENT && error != ESTALE)) return std::move(st).error();
+    fill_parent(place->dir.get(), done.parent);
+    return {};
+  }
+  if (S_ISDIR(st->st_mode)) return base::errno_error(EISDIR, "unlink");
+  auto leaving = before_leaving(op, *place, *st);
+  if (!leaving) return std::move(leaving).error();
+  const bool kept = static_cast<bool>(leaving->keep);
+  if (auto fine = keep(context, op, *leaving); !fine) return fine;
+  if (::unlinkat(place->dir.get(), place->name.c_str(), 0) != 0) {
+    const int error = errno;
+    context.orphans.forget(op.op_id);
+    return base::errno_error(error, "unlink");
+  }
+  fill_gone(*leaving, kept, done.attr);
+  fill_parent(place->dir.get(), done.parent);
+  return {};
+}
+
+Result<void> do_rmdir(OpContext& context, const wire::Op& op, wire::OpDone& done) {
+  if (op.path.empty()) return base::errno_error(EBUSY, "root");
+  auto place = place_of(context, op);
+  if (!place) return std::move(place).error();
+  auto st = stat_place(*place, op.expect);
+  if (!st) {
+    const int error = st.error().as_errno();
+    if (!retried(op) || (error != ENOENT && error != ESTALE)) return std::move(st).error();
+  } else if (::unlinkat(place->dir.get(), place->name.c_str(), AT_REMOVEDIR) != 0) {
+    return base::last_errno("rmdir");
+  }
+  fill_parent(place->dir.get(), done.parent);
+  return {};
+}
+
+namespace {
+
+// A repeated rename whose source is no longer what it was: was it done before?
+bool rename_applied(const wire::Op& op, const Place& to, wire::OpDone& done) {
+  if (!retried(op)) return false;
+  auto there = stat_place(to, op.expect);  // any node when nothing was expected
+  if (!there) return false;
+  done.attr = make_attr(*there);
+  return true;
+}
+
+void fill_parents(const Place& from, const Place& to, wire::OpDone& done) {
+  fill_parent(from.dir.get(), done.parent);
+  wire::Attr second;
+  fill_parent(to.dir.get(), second);
+  if (second.ino != done.parent.ino || second.dev != done.parent.dev) done.parent2 = second;
+}
+
+}  // namespace
+
+Result<void> do_rename(OpContext& context, const wire::Op& op, wire::OpDone& done) {
+  if (op.path.empty() || op.path2.empty()) return base::errno_error(EBUSY, "root");
+  if ((op.flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE)) != 0) return base::errno_error(EINVAL, "flags");
+  auto from = place_of(context, op);
+  if (!from) return std::move(from).error();
+  auto to = place_in(context, op.root, op.path2, op.expect2);
+  if (!to) return std::move(to).error();
+  auto st = stat_place(*from, op.expect);
+  if (!st) {
+    const int error = st.error().as_errno();
+    if ((error != ENOENT && error != ESTALE) || !rename_applied(op, *to, done)) return std::move(st).error();
+    fill_parents(*from, *to, done);
+    return {};
+  }
+  Leaving leaving;
+  if (op.flags == 0 && has_flag(op, wire::kOpKeep)) {
+    auto replaced = stat_place(*to, {});
+    if (replaced && node_of(*replaced) != node_of(*st)) {
+      auto ready = before_leaving(op, *to, *replaced);
+      if (!ready) return std::move(ready).error();
+      leaving = std::move(*ready);
+    }
+  }
+  if (auto fine = keep(context, op, leaving); !fine) return fine;
+  if (::renameat2(from->dir.get(), from->name.c_str(), to->dir.get(), to->name.c_str(), op.flags) != 0) {
+    const int error = errno;
+    context.orphans.forget(op.op_id);
+    return base::errno_error(error, "rename");
+  }
+  if (auto after = stat_place(*to, {})) done.attr = make_attr(*after);
+  fill_parents(*from, *to, done);
+  return {};
+}
+
+}  // namespace nearbox::agent::detail

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <sys/stat.h>
+
+#include "client/base/result.h"
+#include "client/base/unique_fd.h"
+#include "client/wire/messages.h"
+
+// Paths below a root, resolved so that nothing leads outside it: no "..", no symlink in any
+// component, no magic link. The code that runs in the sandbox may rename anything at any moment.
+//
+// Source:  openat2(2), linux v5.6 fs/open.c; RESOLVE_BENEATH may answer EAGAIN while a rename runs.
+namespace nearbox::agent {
+
+// The attributes as they travel. The one place where `version` will be filled.
+wire::Attr make_attr(const struct stat& st);
+inline wire::NodeId node_of(const struct stat& st) {
+  return {static_cast<std::uint64_t>(st.st_dev), static_cast<std::uint64_t>(st.st_ino)};
+}
+
+// Opens `path` (valid_path(); "" is the root itself) below `root`. A trailing symlink is opened
+// itself with O_PATH | O_NOFOLLOW, else ELOOP. Never blocks on a FIFO for O_RDONLY.
+// Errors:  EINVAL: not a valid path; ELOOP: a symlink on the way; else of open(2).
+base::Result<base::UniqueFd> open_beneath(int root, std::string_view path, int flags);
+
+// The directory that holds `path` and the last component; for "" the root itself and ".".
+struct Place {
+  base::UniqueFd dir;  // O_PATH
+  std::string name;
+};
+base::Result<Place> open_place(int root, std::string_view path);
+
+// lstat of a place, ESTALE when `expect` is set and another node is there.
+base::Result<struct stat> stat_place(const Place& place, wire::NodeId expect);
+base::Result<struct stat> stat_fd(int fd);
+
+// A regular file opened for reading and/or writing: checked before the open (a device or FIFO is
+// never touched) and after it.
+// Errors:  ESTALE as above; EISDIR, ELOOP, ENXIO by type.
+struct OpenFile {
+  base::UniqueFd fd;
+  struct stat st {};
+};
+base::Result<OpenFile> open_regular(const Place& place, wire::NodeId expect, int flags);
+
+// As open_regular for writing; when this process owns the file but its mode forbids it (not root:
+// a file that was created read-only and is still being filled), the mode is lifted for the open.
+base::Result<OpenFile> open_for_write(const Place& place, wire::NodeId expect, int flags);
+
+}  // namespace nearbox::agent

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/agent/mounts.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <linux/magic.h>
+#include <sys/sysmacros.h>
+
+#include "tools/agent/small_file.h"
+
+namespace nearbox::agent {
+namespace {
+
+constexpr std::size_t kMaxMountInfo = 16 * 1024 * 1024;
+
+std::string_view take_field(std::string_view& rest) {
+  const auto at = rest.find(' ');
+  const auto field = rest.substr(0, at);
+  rest = at == std::string_view::npos ? std::string_view{} : rest.substr(at + 1);
+  return field;
+}
+
+// "\040" and its like.
+std::string unescape(std::string_view text) {
+  std::string out;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    unsigned value = 0;
+    if (text[i] == '\\' && i + 3 < text.size() &&
+        std::from_chars(text.data() + i + 1, text.data() + i + 4, value, 8).ptr == text.data() + i + 4) {
+      out.push_back(static_cast<char>(value));
+      i += 3;
+    } else {
+      out.push_back(text[i]);
+    }
+  }
+  return out;
+}
+
+bool parse_device(std::string_view text, std::uint64_t& out) {
+  unsigned major_number = 0;
+  unsigned minor_number = 0;
+  const auto colon = text.find(':');
+  if (colon == std::string_view::npos) return false;
+  const auto a = std::from_chars(text.data(), text.data() + colon, major_number);
+  const auto b = std::from_chars(text.data() + colon + 1, text.data() + text.size(), minor_number);
+  out = makedev(major_number, minor_number);
+  return a.ec == std::errc{} && b.ec == std::errc{};
+}
+
+constexpr std::array kPseudoTypes = {
+    std::string_view("proc"),       std::string_view("sysfs"),     std::string_view("devtmpfs"),
+    std::string_view("devpts"),     std::string_view("cgroup"),    std::string_view("cgroup2"),
+    std::string_view("tracefs"),    std::string_view("debugfs"),   std::string_view("securityfs"),
+    std::string_view("configfs"),   std::string_view("bpf"),       std::string_view("pstore"),
+    std::string_view("efivarfs"),   std::string_view("mqueue"),    std::string_view("binfmt_misc"),
+    std::string_view("fusectl"),    std::string_view("selinuxfs"), std::string_view("autofs"),
+    std::string_view("rpc_pipefs"), std::string_view("nsfs"),      std::string_view("hugetlbfs"),
+    std::string_view("resctrl"),    std::string_view("smackfs"),   std::string_view("nfsd")};
+
+}  // namespace
+
+MountTable MountTable::parse(std::string_view mountinfo) {
+  MountTable table;
+  while (!mountinfo.empty()) {
+    auto line = mountinfo.substr(0, mountinfo.find('\n'));
+    mountinfo.remove_prefix(std::min(mountinfo.size(), line.size() + 1));
+    take_field(line);
+    take_field(line);
+    const auto device = take_field(line);
+    take_field(line);
+    const auto point = take_field(line);
+    const auto dash = line.find(" - ");
+    if (dash == std::string_view::npos) continue;
+    line.remove_prefix(dash + 3);
+    const auto type = take_field(line);
+    const auto source = take_field(line);
+    std::uint64_t dev = 0;
+    if (!parse_device(device, dev)) continue;
+    const bool in_dev = point == "/dev" && (type == "tmpfs" || type == "ramfs");
+    table.pseudo_[dev] |=
+        in_dev || std::find(kPseudoTypes.begin(), kPseudoTypes.end(), type) != kPseudoTypes.end();
+    const bool fuse = type.rfind("fuse", 0) == 0 && type != "fusectl";
+    if (fuse && (type.find("nearbox") != std::string_view::npos ||
+                 source.find("nearbox") != std::string_view::npos)) {
+      table.own_.insert(unescape(point));
+    }
+  }
+  return table;
+}
+
+MountTable MountTable::load() {
+  const auto text = read_small_file("/proc/self/mountinfo", kMaxMountInfo);
+  return text ? parse(*text) : MountTable{};
+}
+
+bool MountTable::pseudo_device(std::uint64_t dev) const {
+  const auto it = pseudo_.find(dev);
+  return it != pseudo_.end() && it->second;
+}
+
+bool pseudo_magic(std::uint64_t f_type) {
+  constexpr std::array<std::uint64_t, 18> kMagics = {
+      PROC_SUPER_MAGIC,   SYSFS_MAGIC,   DEVPTS_SUPER_MAGIC, CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC,
+      TRACEFS_MAGIC,      DEBUGFS_MAGIC, SECURITYFS_MAGIC,   BPF_FS_MAGIC,       PSTOREFS_MAGIC,
+      EFIVARFS_MAGIC,     0x19800202,    0x62656570,         BINFMTFS_MAGIC,     SELINUX_MAGIC,
+      AUTOFS_SUPER_MAGIC, NSFS_MAGIC,    0x65735543};
+  return std::find(kMagics.begin(), kMagics.end(), f_type) != kMagics.end();
+}
+
+}  // namespace nearbox::agent

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <set>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+
+#include "client/wire/messages.h"
+
+namespace nearbox::agent {
+
+// What is mounted where, as far as a walk must know it: which devices are pseudo file systems, and
+// where our own FUSE mounts are, which must not even be stat'ed.
+//
+// Source:  proc_pid_mountinfo(5); without /proc everything counts as ordinary.
+class MountTable {
+ public:
+  // Parses the text of /proc/self/mountinfo.
+  static MountTable parse(std::string_view mountinfo);
+  static MountTable load();
+
+  bool pseudo_device(std::uint64_t dev) const;
+  bool own_mount(const std::string& absolute_path) const { return own_.count(absolute_path) != 0; }
+  bool any_own() const { return !own_.empty(); }
+
+ private:
+  std::unordered_map<std::uint64_t, bool> pseudo_;
+  std::set<std::string> own_;
+};
+
+// By statfs f_type: file systems that show the kernel's state, not files.
+bool pseudo_magic(std::uint64_t f_type);
+
+}  // namespace nearbox::agent

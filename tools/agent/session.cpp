@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/agent/session.h"
+
+#include <csignal>
+#include <cstdlib>
+
+#include "client/base/fault.h"
+#include "tools/agent/tree_stream.h"
+
+namespace nearbox::agent {
+namespace {
+
+constexpr std::size_t kEventChunk = 256 * 1024;
+constexpr std::chrono::milliseconds kCancelLook{250};  // how soon a pump sees that its call is over
+
+}  // namespace
+
+Session::Session(const wire::SessionId& id, std::uint64_t instance, const Identity& who,
+                 const ProcTable::Options& procs, base::Timers& timers, base::Logger& log)
+    : roots(who),
+      parking(std::make_shared<Parking>(timers)),
+      small("small-calls", kSmallThreads),
+      streams("streams", kStreamThreads),
+      id_(id),
+      instance_(instance),
+      who_(who),
+      log_(log),
+      procs_(std::make_unique<ProcTable>(
+          procs,
+          [this](const wire::ProcExit& exit) { record(wire::EventKind::kProcExit, wire::encode(exit)); },
+          log)),
+      op_context_{who_, roots, orphans},
+      executor_([this](const wire::Op& op) { return apply_op(op_context_, op); },
+                [this](const wire::Op& op, const wire::OpDone& done) {
+                  if (base::fault::active("agent.crash_after_apply", op.path)) std::abort();
+                  record(wire::EventKind::kOpDone, wire::encode(done));
+                },
+                parking),
+      trees_("trees", kTreeThreads),
+      pumps_("event-pump", kMaxSubscriptions) {}
+
+Session::~Session() {
+  stopping_.store(true);
+  parking->close();
+  {
+    base::MutexLock lock(mu_);
+    for (auto& walking : walks_) walking.walk->stop();
+  }
+  events.wake();
+  executor_.stop();
+  small.stop();
+  streams.stop();
+  trees_.stop();
+  pumps_.stop();
+  procs_.reset();  // its last exits are still recorded
+}
+
+void Session::record(wire::EventKind kind, wire::Bytes body) {
+  if (events.append(kind, std::move(body)) == 0) poison("event log full");
+}
+
+bool Session::attach(channel::Carrier* carrier) {
+  {
+    base::MutexLock lock(mu_);
+    if (carriers_.size() >= kMaxSessionConnections) return false;
+    carriers_.insert(carrier);
+  }
+  procs_->set_connected(true);
+  return true;
+}
+
+void Session::detach(channel::Carrier* carrier) {
+  {
+    base::MutexLock lock(mu_);
+    carriers_.erase(carrier);
+    if (!carriers_.empty()) return;
+    alone_since_ = Clock::now();
+  }
+  procs_->set_connected(false);
+  if (connections() > 0) procs_->set_connected(true);  // one came in between
+}
+
+std::size_t Session::connections() {
+  base::MutexLock lock(mu_);
+  return carriers_.size();
+}
+
+std::optional<Session::Clock::time_point> Session::alone_since() {
+  base::MutexLock lock(mu_);
+  if (!carriers_.empty()) return std::nullopt;
+  return alone_since_;
+}
+
+void Session::drop_connections() {
+  base::MutexLock lock(mu_);
+  for (auto* carrier : carriers_) carrier->shutdown();
+}
+
+void Session::poison(const char* why) {
+  if (poisoned_.exchange(true)) return;
+  log_.warn(std::string("event=session_poisoned why=\"") + why + "\"");
+  drop_connections();
+}
+
+void Session::confirm(const wire::Confirm& note) {
+  events.confirm(note.seq);
+  base::MutexLock lock(mu_);
+  nonce_ = note.nonce;
+}
+
+std::uint64_t Session::nonce() {
+  base::MutexLock lock(mu_);
+  return nonce_;
+}
+
+void Session::read(wire::Read call, channel::ResponderPtr responder) {
+  if (responder->cancelled()) return responder->end(ECANCELED);
+  Parking::Item hold{"agent.hold_read", call.at.path, [responder] { return responder->cancelled(); },
+                     [this, call, responder] { read(call, responder); }};
+  if (parking->park_if_held(hold)) return;
+  // A short read never waits for credit; long ones have threads of their own, so that a client which
+  // takes its time with them is still answered everything else.
+  WorkerPool& pool = call.length <= kReadChunk ? small : streams;
+  const bool taken = pool.submit([this, call, responder] {
+    auto context = reads();
+    answer_read(context, call, *responder);
+  });
+  if (!taken) responder->end(EBUSY);
+}
+
+void Session::read_many(wire::ReadMany call, channel::ResponderPtr responder) {
+  if (responder->cancelled()) return responder->end(ECANCELED);
+  for (const auto& item : call.items) {
+    if (!base::fault::active("agent.hold_read", item.path)) continue;
+    Parking::Item hold{"agent.hold_read", item.path, [responder] { return responder->cancelled(); },
+                       [this, call, responder] { read_many(call, responder); }};
+    if (parking->park_if_held(hold)) return;
+  }
+  const bool taken = streams.submit([this, call = std::move(call), responder] {
+    auto context = reads();
+    answer_read_many(context, call, *responder);
+  });
+  if (!taken) responder->end(EBUSY);
+}
+
+void Session::apply(std::vector<wire::Op> ops) {
+  if (!executor_.submit(std::move(ops))) poison("too many operations in flight");
+}
+
+void Session::subscribe(const wire::Subscribe& request, const channel::ResponderPtr& responder) {
+  // A client of another instance starts from what is kept; the same one from where it was.
+  const auto after = request.instance == instance_ ? request.after_seq : events.confirmed();
+  {
+    base::MutexLock lock(mu_);
+    if (subscriptions_ >= kMaxSubscriptions) return responder->end(EBUSY);
+    ++subscriptions_;
+  }
+  const bool taken = pumps_.submit([this, after, responder] {
+    pump(after, *responder);
+    base::MutexLock lock(mu_);
+    --subscriptions_;
+  });
+  if (taken) return;
+  {
+    base::MutexLock lock(mu_);
+    --subscriptions_;
+  }
+  responder->end(ESHUTDOWN);
+}
+
+void Session::pump(std::uint64_t after, channel::Responder& responder) {
+  wire::Bytes out;
+  while (!stopping_.load() && !responder.cancelled()) {
+    out.clear();
+    const auto taken = events.take(after, kEventChunk, out, Clock::now() + kCancelLook);
+    if (!taken) return responder.end(taken.error().as_errno());
+    if (!out.empty() && !responder.send(out)) break;
+  }
+  responder.end(ECANCELED);
+}
+
+void Session::tree(const wire::Tree& request, const void* connection,
+                   const channel::ResponderPtr& responder) {
+  const bool taken =
+      trees_.submit([this, request, connection, responder] { run_tree(request, connection, *responder); });
+  if (!taken) responder->end(ESHUTDOWN);
+}
+
+void Session::run_tree(const wire::Tree& request, const void* connection, channel::Responder& responder) {
+  auto root = roots.get(request.root);
+  if (!root) return responder.end(root.error().as_errno());
+  wire::TreeReply reply;
+  reply.seq = events.last_seq();
+  auto started = TreeWalk::start(std::move(*root), request);
+  if (!started) return responder.end(started.error().as_errno());
+  const std::shared_ptr<TreeWalk> walk = std::move(*started);
+  std::list<Walking>::iterator here;
+  {
+    base::MutexLock lock(mu_);
+    here = walks_.insert(walks_.end(), {connection, responder.call_id(), walk});
+    if (stopping_.load()) walk->stop();
+  }
+  const int error = stream_tree(*walk, responder);
+  {
+    base::MutexLock lock(mu_);
+    walks_.erase(here);
+  }
+  const auto counts = walk->counts();
+  if (error != 0) return responder.end(error);
+  reply.entries = counts.entries;
+  reply.directories = counts.directories;
+  reply.truncated = counts.truncated;
+  responder.end(0, wire::encode(reply));
+}
+
+void Session::hurry(const wire::TreeHurry& note, const void* connection) {
+  std::shared_ptr<TreeWalk> walk;
+  {
+    base::MutexLock lock(mu_);
+    for (const auto& walking : walks_) {
+      if (walking.call_id != note.call_id) continue;
+      walk = walking.walk;
+      if (walking.connection == connection) break;  // else the one of another connection will do
+    }
+  }
+  if (walk) walk->hurry(note.path);
+}
+
+bool Session::busy() { return executor_.waiting() > 0 || procs_->running() > 0; }
+
+bool Session::has_background_process() {
+  for (const auto& proc : procs_->list().procs) {
+    if (!proc.exited && (proc.flags & wire::kProcBackground) != 0) return true;
+  }
+  return false;
+}
+
+void Session::hang_up_foreground() {
+  for (const auto& proc : procs_->list().procs) {
+    if (proc.exited || (proc.flags & wire::kProcBackground) != 0) continue;
+    (void)procs_->signal({proc.proc, SIGHUP, true});
+  }
+}
+
+}  // namespace nearbox::agent

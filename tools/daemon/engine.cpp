@@ -1,0 +1,431 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/daemon/engine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <map>
+#include <unistd.h>
+
+#include "client/api/error_code.h"
+#include "client/base/timers.h"
+#include "client/channel/agent_link_impl.h"
+#include "fs/core/block_cache.h"
+#include "fs/core/op_log.h"
+#include "fs/core/tree_hooks.h"
+#include "fs/fuse/fuse_loop.h"
+#include "fs/fuse/mount_session.h"
+#include "sync/engine/event_stream.h"
+#include "sync/engine/tree_store.h"
+#include "tools/daemon/sync_call.h"
+#include "tools/daemon/up_watch.h"
+#include "tools/daemon/waiter.h"
+
+namespace nearbox::daemon {
+namespace {
+
+using namespace std::chrono_literals;
+using Clock = std::chrono::steady_clock;
+
+constexpr auto kDialTimeout = 120s;      // the agent's upload over a slow line is in it
+constexpr auto kRescanEvery = 10s;       // until changes are told live
+constexpr auto kRescanDeadline = 60s;
+constexpr std::size_t kMaxMounts = 256;
+
+// The message of calls without arguments.
+struct Empty {};
+template <class Ar>
+void fields(Ar&, const Empty&) {}
+
+struct Mount {
+  std::shared_ptr<fs::MountSession> session;
+  std::string dir;  // canonical, in the sandbox
+  std::shared_ptr<std::atomic<int>> loaded = std::make_shared<std::atomic<int>>(-1);  // errno once known
+};
+
+// NEARBOX_FUSE_WORKERS: how many threads answer the kernel, 1 to 64.
+fs::FuseLoopOptions loop_options() {
+  fs::FuseLoopOptions options;
+  if (const char* text = std::getenv("NEARBOX_FUSE_WORKERS"); text != nullptr) {
+    options.workers = std::clamp(std::atoi(text), 1, 64);
+  }
+  return options;
+}
+
+base::Error no_remote(const std::string& dir, const base::Error& error) {
+  switch (error.as_errno()) {
+    case ENOENT: return api::fill_error(api::ErrorCode::kRemoteNotFound, {{"PATH", dir}});
+    case ENOTDIR: return api::fill_error(api::ErrorCode::kRemoteNotDirectory, {{"PATH", dir}});
+    case EACCES:
+    case EPERM: return api::fill_error(api::ErrorCode::kRemotePermission, {{"PATH", dir}});
+    default: return base::Error(error).during("open " + dir + " in the sandbox");
+  }
+}
+
+// The names that users and scripts know for what keeps a mount from being made.
+base::Error mount_error(base::Error error) {
+  const auto text = error.context;
+  switch (error.as_errno()) {
+    case ENOENT: return api::make_error(api::ErrorCode::kLocalNotFound, "Local path not found: " + text);
+    case ENOTDIR: return api::make_error(api::ErrorCode::kLocalNotDirectory, "Local path is not a directory: " + text);
+    case ENOTEMPTY: return api::make_error(api::ErrorCode::kMountBusy, "Mountpoint is not empty: " + text);
+    case EBUSY: return api::make_error(api::ErrorCode::kMountBusy, text);
+    case ENODEV:
+    case ENXIO:
+    case EPERM:
+    case EACCES: return api::make_error(api::ErrorCode::kMountUnavailable, "FUSE is not available: " + text);
+    default: return error;
+  }
+}
+
+}  // namespace
+
+struct Engine::Impl {
+  Impl(std::unique_ptr<Dialer> d, Layout l, std::function<void()> idle, base::Logger& g)
+      : dialer(std::move(d)),
+        layout(std::move(l)),
+        on_idle_change(std::move(idle)),
+        log(g),
+        link(make_link()),
+        events(*link, log),
+        tree(*link, timers, log),
+        ops(*link, timers, log, [this] { return tree.root_path(); }),
+        cache(*link, fs::tree_hooks(tree, *link, ops.orphans())),
+        loop(loop_options(), log) {
+    link->add_observer(&up);
+    ops.attach(events);
+    events.start();
+  }
+  ~Impl();
+
+  std::unique_ptr<channel::Link> make_link();
+  base::Result<void> open_root(Deadline deadline);
+  base::Result<wire::RootReply> resolve(const std::string& dir, Deadline deadline);
+  base::Result<nlohmann::json> mount(const nlohmann::json& request, Deadline deadline);
+  base::Result<bool> unmount(const std::string& mountpoint, Deadline deadline);
+  void record() REQUIRES(mu);
+  void schedule_rescan();
+  int rescan(Deadline deadline);
+  nlohmann::json status();
+
+  std::unique_ptr<Dialer> dialer;
+  Layout layout;
+  std::function<void()> on_idle_change;
+  base::Logger& log;
+  base::Timers timers;
+  UpWatch up;
+  std::unique_ptr<channel::Link> link;
+  sync::EventStream events;
+  sync::TreeStore tree;
+  fs::OpLog ops;
+  fs::BlockCache cache;
+  fs::FuseLoop loop;
+
+  base::Mutex mu;  // rank: above the tree's lock; not held across waits
+  std::map<std::string, Mount> mounts GUARDED_BY(mu);
+  bool root_open GUARDED_BY(mu) = false;
+  bool rescan_planned GUARDED_BY(mu) = false;
+  bool stopping GUARDED_BY(mu) = false;
+};
+
+std::unique_ptr<channel::Link> Engine::Impl::make_link() {
+  channel::LinkConfig config;
+  config.connect_timeout = kDialTimeout;
+  config.build = "nearbox " NEARBOX_VERSION;
+  config.dial = [this](wire::Role role, channel::Deadline deadline) {
+    auto dialled = dialer->dial(role, deadline);
+    if (!dialled) {
+      log.warn("event=dial_failed why=" + dialled.error().message());
+      up.dial_failed(dialled.error(), dialer->is_final(dialled.error()));
+    }
+    return dialled;
+  };
+  config.abort_dial = [this] { dialer->abort(); };
+  config.is_final = [this](const base::Error& error) { return dialer->is_final(error); };
+  return channel::make_agent_link(std::move(config), timers, log);
+}
+
+Engine::Impl::~Impl() {
+  // The reverse of the start: mounts went before; then what calls the link, then the link.
+  cache.close();
+  ops.close();
+  events.stop();
+  link->remove_observer(&up);
+}
+
+base::Result<void> Engine::Impl::open_root(Deadline deadline) {
+  {
+    base::MutexLock lock(mu);
+    if (root_open) return {};
+  }
+  const Waiter opened;
+  tree.open_root("/", deadline, opened.completion());
+  if (const int error = opened.wait(deadline); error != 0) {
+    return base::errno_error(error, "open the sandbox's root");
+  }
+  base::MutexLock lock(mu);
+  root_open = true;
+  return {};
+}
+
+// Where a directory given by a user is, its symlinks followed.
+base::Result<wire::RootReply> Engine::Impl::resolve(const std::string& dir, Deadline deadline) {
+  wire::RootOpen open;
+  open.path = dir;
+  if (open.path.empty()) {
+    auto info = sync_call<wire::InfoReply>(*link, wire::Method::kInfo, Empty{}, deadline, Resend::kYes);
+    if (!info) return std::move(info).error().during("ask the agent");
+    open.path = info->work_dir.empty() ? info->home : info->work_dir;
+  }
+  auto reply = sync_call<wire::RootReply>(*link, wire::Method::kRootOpen, open, deadline, Resend::kYes);
+  if (!reply) return no_remote(open.path, reply.error());
+  if (reply->path.empty() || reply->path.front() != '/') return base::errno_error(EPROTO, "the agent's answer");
+  return reply;
+}
+
+base::Result<nlohmann::json> Engine::Impl::mount(const nlohmann::json& request, Deadline deadline) {
+  const auto mountpoint = request.value("mountpoint", std::string());
+  {
+    base::MutexLock lock(mu);
+    if (mounts.contains(mountpoint)) {
+      return api::make_error(api::ErrorCode::kMountBusy, mountpoint + " is already mounted by nearbox; use it, or "
+                                                                      "nearbox unmount " + mountpoint);
+    }
+    if (mounts.size() >= kMaxMounts) {
+      return api::make_error(api::ErrorCode::kMountBusy, "This sandbox has " + std::to_string(kMaxMounts) +
+                                                             " mounts already; unmount one first");
+    }
+  }
+  auto root = resolve(request.value("dir", std::string()), deadline);
+  if (!root) return std::move(root).error();
+  if (auto opened = open_root(deadline); !opened) return std::move(opened).error();
+
+  Mount mount;
+  mount.dir = root->path;
+  const auto path = root->path.substr(1);
+  const Waiter known;
+  // The walk goes on while the mount is used: the deadline of the whole load is another.
+  tree.load(path, Clock::now() + 1h, known.completion(),
+            [loaded = mount.loaded](int error) { loaded->store(error); });
+  if (const int error = known.wait(deadline); error != 0) return no_remote(mount.dir, base::errno_error(error));
+
+  fs::MountOptions options;
+  options.mountpoint = mountpoint;
+  options.path = path;
+  const auto symlinks = request.value("symlinks", std::string("contain"));
+  options.symlinks = symlinks == "raw"      ? fs::SymlinkRule::kRaw
+                     : symlinks == "rebase" ? fs::SymlinkRule::kRebase
+                                            : fs::SymlinkRule::kContain;
+  if (request.value("owner", std::string("map")) == "numeric") options.ownership = fs::Ownership::kNumeric;
+  options.uid = ::getuid();
+  options.gid = ::getgid();
+  options.noexec = request.value("noexec", false);
+  options.allow_other = request.value("allow_other", false);
+  options.read_only = request.value("read_only", false);
+  options.nonempty = request.value("nonempty", false);
+  auto session = loop.mount(options, {tree, ops, cache, *link, timers});
+  if (!session) return mount_error(std::move(session).error());
+  mount.session = *std::move(session);
+  auto* raw = mount.session.get();
+  nlohmann::json answer = {{"status", "mounted"},
+                           {"mountpoint", mountpoint},
+                           {"dir", mount.dir},
+                           {"source", dialer->describe() + ":" + mount.dir}};
+  {
+    base::MutexLock lock(mu);
+    mounts[mountpoint] = std::move(mount);
+    record();
+  }
+  raw->on_gone([this] { on_idle_change(); });
+  schedule_rescan();
+  return answer;
+}
+
+void Engine::Impl::record() {
+  std::vector<std::string> points;
+  for (const auto& [point, mount] : mounts) points.push_back(point);
+  if (auto done = record_mounts(layout, points); !done) {
+    log.warn("event=record_mounts_failed why=" + done.error().message());
+  }
+}
+
+base::Result<bool> Engine::Impl::unmount(const std::string& mountpoint, Deadline deadline) {
+  Mount mount;
+  {
+    base::MutexLock lock(mu);
+    const auto found = mounts.find(mountpoint);
+    if (found == mounts.end()) return false;
+    mount = std::move(found->second);
+    mounts.erase(found);
+  }
+  auto done = mount.session->unmount(deadline);
+  {
+    base::MutexLock lock(mu);
+    if (!done && !mount.session->gone()) {
+      mounts[mountpoint] = std::move(mount);
+    }
+    record();
+  }
+  on_idle_change();
+  if (!done) return std::move(done).error();
+  return true;
+}
+
+int Engine::Impl::rescan(Deadline deadline) {
+  const Waiter scanned;
+  tree.rescan(deadline, scanned.completion());
+  const int error = scanned.wait(deadline);
+  std::vector<std::shared_ptr<fs::MountSession>> sessions;
+  {
+    base::MutexLock lock(mu);
+    for (const auto& [point, mount] : mounts) sessions.push_back(mount.session);
+  }
+  for (const auto& session : sessions) (void)session->wait_invalidated(std::min(deadline, Clock::now() + 5s));
+  return error;
+}
+
+void Engine::Impl::schedule_rescan() {
+  base::MutexLock lock(mu);
+  if (rescan_planned || stopping || mounts.empty()) return;
+  rescan_planned = true;
+  timers.after(kRescanEvery, [this] {
+    {
+      base::MutexLock inner(mu);
+      if (stopping || mounts.empty()) {
+        rescan_planned = false;
+        return;
+      }
+    }
+    tree.rescan(Clock::now() + kRescanDeadline, [this](int) {
+      {
+        base::MutexLock inner(mu);
+        rescan_planned = false;
+      }
+      schedule_rescan();
+    });
+  });
+}
+
+nlohmann::json Engine::Impl::status() {
+  const auto state = link->status();
+  auto list = nlohmann::json::array();
+  {
+    base::MutexLock lock(mu);
+    for (const auto& [point, mount] : mounts) {
+      const auto stats = mount.session->stats();
+      list.push_back({{"mountpoint", point},
+                      {"dir", mount.dir},
+                      {"loading", mount.loaded->load() < 0},
+                      {"load_error", std::max(0, mount.loaded->load())},
+                      {"parked_requests", stats.parked},
+                      {"requests", stats.requests},
+                      {"bytes_read", stats.bytes_read},
+                      {"bytes_written", stats.bytes_written}});
+    }
+  }
+  const auto cached = cache.stats();
+  const auto [nodes, memory] = tree.read([](const sync::Mirror& mirror) {
+    return std::pair(mirror.node_count(), mirror.memory_bytes());
+  });
+  return {{"target", dialer->describe()},
+          {"pid", ::getpid()},
+          {"version", NEARBOX_VERSION},
+          {"link",
+           {{"up", state.up},
+            {"rtt_ms", static_cast<double>(state.rtt.count()) / 1000.0},
+            {"bytes_in", state.bytes_in},
+            {"bytes_out", state.bytes_out},
+            {"reconnects", state.reconnects},
+            {"last_error", state.last_error}}},
+          {"mounts", list},
+          {"pending_operations", ops.unacknowledged()},
+          {"tree", {{"nodes", nodes}, {"memory_bytes", memory}}},
+          {"cache", {{"bytes", cached.bytes}, {"fetched", cached.fetched}}}};
+}
+
+// ---- the public face ------------------------------------------------------------------------
+
+Engine::Engine(std::unique_ptr<Dialer> dialer, Layout layout, std::function<void()> on_idle_change,
+               base::Logger& log)
+    : impl_(std::make_unique<Impl>(std::move(dialer), std::move(layout), std::move(on_idle_change), log)) {}
+Engine::~Engine() { stop(); }
+
+base::Result<void> Engine::wait_up(Deadline deadline) {
+  return impl_->up.wait(deadline, [this] {
+    impl_->dialer->wanted();
+    impl_->link->redial();
+  });
+}
+api::AgentLink& Engine::link() { return *impl_->link; }
+
+base::Result<nlohmann::json> Engine::mount(const nlohmann::json& request, Deadline deadline) {
+  if (auto up = wait_up(deadline); !up) return std::move(up).error();
+  return impl_->mount(request, deadline);
+}
+base::Result<bool> Engine::unmount(const std::string& mountpoint, Deadline deadline) {
+  return impl_->unmount(mountpoint, deadline);
+}
+
+base::Result<void> Engine::unmount_all(Deadline deadline) {
+  std::vector<std::string> points;
+  {
+    base::MutexLock lock(impl_->mu);
+    impl_->stopping = true;
+    for (const auto& [point, mount] : impl_->mounts) points.push_back(point);
+  }
+  base::Result<void> result;
+  for (const auto& point : points) {
+    auto done = impl_->unmount(point, deadline);
+    if (!done) {
+      impl_->log.error("event=unmount_failed mountpoint=" + point + " why=" + done.error().message());
+      result = std::move(done).error();
+    }
+  }
+  return result;
+}
+
+std::size_t Engine::mounts() const {
+  base::MutexLock lock(impl_->mu);
+  return impl_->mounts.size();
+}
+
+void Engine::reap() {
+  std::vector<std::string> gone;
+  {
+    base::MutexLock lock(impl_->mu);
+    for (const auto& [point, mount] : impl_->mounts) {
+      if (mount.session->gone()) gone.push_back(point);
+    }
+  }
+  for (const auto& point : gone) {
+    impl_->log.info("event=unmounted_from_outside mountpoint=" + point);
+    (void)impl_->unmount(point, Clock::now() + 5s);
+  }
+}
+
+base::Result<void> Engine::flush(Deadline deadline) {
+  const Waiter drained;
+  impl_->ops.when_drained([done = drained.completion()] { done(0); });
+  if (const int error = drained.wait(deadline); error != 0) {
+    return base::errno_error(error, std::to_string(impl_->ops.unacknowledged()) +
+                                        " operations are not acknowledged yet; run nearbox flush again when the sandbox answers");
+  }
+  if (mounts() == 0) return {};
+  if (const int error = impl_->rescan(deadline); error != 0) return base::errno_error(error, "look at the sandbox again");
+  return {};
+}
+
+void Engine::settle(Deadline deadline) {
+  if (mounts() > 0) (void)impl_->rescan(deadline);
+}
+
+nlohmann::json Engine::status() const { return impl_->status(); }
+
+void Engine::stop() {
+  impl_->up.close();
+  impl_->events.stop();
+  impl_->cache.close();
+  impl_->ops.close();
+}
+
+}  // namespace nearbox::daemon

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <deque>
+#include <thread>
+
+#include "tools/sandbox_server/sandbox.h"
+
+namespace nearbox::sandbox_server {
+
+inline constexpr std::size_t kMaxSandboxes = 128;
+
+// All sandboxes of a server, below one directory.
+//
+// Owns:    the directory (locked against a second server), each sandbox with its files, a thread
+//          that ends or pauses what has expired and removes the files of what has ended.
+// Threads: any. mu_ is never held while a sandbox starts, stops or answers.
+class SandboxTable {
+ public:
+  // Takes over the directory: removes what an earlier server left, and says so.
+  // EBUSY: another server uses it.
+  static base::Result<std::unique_ptr<SandboxTable>> open(const std::string& dir,
+                                                          const std::string& init_program, bool isolate,
+                                                          base::Logger& log);
+  ~SandboxTable();
+  SandboxTable(const SandboxTable&) = delete;
+  SandboxTable& operator=(const SandboxTable&) = delete;
+
+  IsolationMode mode() const { return launcher_.mode; }
+  // Why sandboxes are not isolated, where they are not.
+  const std::string& plain_reason() const { return plain_reason_; }
+
+  // EAGAIN: at the limit.
+  base::Result<std::shared_ptr<Sandbox>> create(SandboxSpec spec) EXCLUDES(mu_);
+  std::shared_ptr<Sandbox> find(std::string_view id) EXCLUDES(mu_);
+  std::vector<std::shared_ptr<Sandbox>> all() EXCLUDES(mu_);
+  // False: no such sandbox.
+  bool kill(std::string_view id) EXCLUDES(mu_);
+  // To be called when a sandbox's end was moved.
+  void wake() EXCLUDES(mu_);
+  // Ends all sandboxes, removes their files, ends the thread. Idempotent.
+  void stop() EXCLUDES(mu_);
+
+ private:
+  SandboxTable(std::string dir, base::UniqueFd lock, base::Logger& log);
+  void choose_mode(bool isolate);
+  void clean_leftovers();
+  void discard(const std::string& dir);
+  void remove_now(const std::string& path);
+  void run(const std::stop_token& stop) noexcept EXCLUDES(mu_);
+  void expire() EXCLUDES(mu_);
+  WallClock::time_point next_end() EXCLUDES(mu_);
+
+  const std::string dir_;
+  base::UniqueFd lock_;
+  base::Logger& log_;
+  Launcher launcher_;
+  std::string plain_reason_;
+  base::Mutex mu_;
+  base::CondVar changed_;
+  bool stopping_ GUARDED_BY(mu_) = false;
+  std::size_t starting_ GUARDED_BY(mu_) = 0;
+  std::map<std::string, std::shared_ptr<Sandbox>, std::less<>> table_ GUARDED_BY(mu_);
+  std::deque<std::string> trash_ GUARDED_BY(mu_);
+  std::jthread thread_;  // last: it uses the others
+};
+
+}  // namespace nearbox::sandbox_server
