@@ -36,13 +36,15 @@ def mounts_below(prefix):
 
 
 def version_of(*command):
-    """First line that a program says about its version, or None."""
+    """The line in which a program says its version, or None."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     text = (done.stdout + done.stderr).strip().splitlines()
-    return text[0][:120] if text else None
+    name = os.path.basename(command[0]).lower()
+    own = [line for line in text if line.lower().startswith(name)]
+    return (own or text)[0][:60] if text else None
 
 
 class Ssh:

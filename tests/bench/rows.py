@@ -7,6 +7,7 @@ done in full; one that is wrong ends the run.
 """
 import contextlib
 import os
+import shlex
 import shutil
 import time
 
@@ -121,10 +122,11 @@ class SshFind(Contender):
     name, label = "ssh-find", "find \\| zstd over open ssh"
 
     def sample(self, _number):
+        ssh = self.context.ssh
         start = time.monotonic()
-        script = f"find {self.row.root} -printf '{FIND_FORMAT}' | zstd -1 -q"
-        ssh = " ".join(self.context.ssh.command(f'"{script}"'))
-        count_lines(self.context, ["sh", "-c", f"{ssh} | zstd -dq"], self.row.tree["entries"], self.name)
+        script = f"find {shlex.quote(self.row.root)} -printf {shlex.quote(FIND_FORMAT)} | zstd -1 -q"
+        command = shlex.join(ssh.command(script))
+        count_lines(self.context, ["sh", "-c", f"{command} | zstd -dq"], self.row.tree["entries"], self.name)
         return {"seconds": time.monotonic() - start}
 
 
@@ -141,7 +143,8 @@ class NearboxFind(Contender):
         if self.state == "first" or not nearbox.sandbox:
             nearbox.new_sandbox()
         if self.state != "first":
-            nearbox.hold()  # deploys the agent where there is none
+            nearbox.release()  # a daemon that has seen the tree would know it already
+            nearbox.hold()     # deploys the agent where there is none
         if self.state == "attach":
             nearbox.release()
         start = time.monotonic()
