@@ -157,8 +157,8 @@ TEST_F(ProcTableTest, OwnSessionCleanSignalsAndDescriptors) {
 
 TEST_F(ProcTableTest, SignalsReachTheWholeGroup) {
   TempDir dir;
-  shell(1, "trap 'wait; exit 3' TERM; (trap 'echo grandchild; exit' TERM; sleep 60 & touch " +
-               (dir / "ready") + "; wait) & wait; exit 3");
+  shell(1, "trap 'wait; exit 3' TERM; (trap 'echo grandchild; exit' TERM; touch " + (dir / "ready") +
+               "; while :; do sleep 0.05; done) & wait; exit 3");
   ASSERT_TRUE(eventually([&] { return ::access((dir / "ready").c_str(), F_OK) == 0; }));
   EXPECT_TRUE(table->signal({1, SIGTERM, true}));
   const auto seen = read_all(1);
