@@ -259,7 +259,11 @@ void add_exec(CLI::App& parser, App& app) {
   exec->add_option("--connect-timeout", args->timeout_s, "Seconds to wait for the sandbox")->check(CLI::Range(1, 3600));
   exec->add_option("command", args->command, "COMMAND [ARG…], after --")->required();
   exec->positionals_at_end();
-  exec->callback([&app, args] { app.run = [&app, args] { return run_exec(app, *args); }; });
+  exec->callback([&app, args] {
+    // CLI11 keeps the separator among the words that follow an option which takes the rest.
+    if (!args->command.empty() && args->command.front() == "--") args->command.erase(args->command.begin());
+    app.run = [&app, args] { return run_exec(app, *args); };
+  });
 }
 
 }  // namespace nearbox::cli
