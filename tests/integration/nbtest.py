@@ -146,7 +146,8 @@ class Case(unittest.TestCase):
             if name.startswith(("E2B_", "NEARBOX_", "XDG_")):
                 del self.env[name]
         self.env.update(HOME=str(self.home), XDG_STATE_HOME=str(self.home / "state"),
-                        XDG_RUNTIME_DIR=str(self.home / "run"), NEARBOX_FAULT_FILE=str(self.faults),
+                        XDG_RUNTIME_DIR=str(self.home / "run"),
+                        NEARBOX_AGENT_STATE_DIR=str(self.home / "agent"), NEARBOX_FAULT_FILE=str(self.faults),
                         NB_TEST_HOME=str(self.home), LC_ALL="C.UTF-8")
         for name in ("state", "run", "mnt", "dir"):
             (self.home / name).mkdir(mode=0o700)

@@ -26,7 +26,12 @@ int run(int argc, char** argv) {
   App app;
   const char* provider = std::getenv("NEARBOX_PROVIDER");
   app.local = provider != nullptr && std::string_view(provider) == "local";
-  for (int i = 1; i < argc && std::string_view(argv[i]) != "--"; ++i) {
+  for (int i = 1; i < argc; ++i) {
+    if (std::string_view(argv[i]) == "--") {
+      app.rest.assign(argv + i + 1, argv + argc);
+      argc = i;
+      break;
+    }
     if (std::string_view(argv[i]) == "--json") app.json = true;  // also for errors of the words after it
   }
   CLI::App parser{"nearbox: a remote sandbox as a local folder", "nearbox"};
