@@ -48,6 +48,10 @@ int run(int argc, char** argv) {
   add_sandbox(parser, app);
   add_serve(parser, app);
   add_doctor(parser, app);
+  if (argc > 1 && argv[1][0] != '-' && parser.get_subcommand_no_throw(argv[1]) == nullptr) {
+    return fail(app, api::make_error(api::ErrorCode::kArgUnknown,
+                                     "unknown argument " + std::string(argv[1]) + "; see nearbox --help"));
+  }
   try {
     parser.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
