@@ -6,7 +6,7 @@
 #include <string_view>
 
 #include "client/api/error_code.h"
-#include "client/base/fault.h"
+#include "client/http/curl_util.h"
 #include "fs/fuse/watchdog.h"
 #include "tools/cli/app.h"
 #include "tools/daemon/daemon.h"
@@ -20,6 +20,13 @@ int usage_error(const App& app, const CLI::App& parser, const CLI::ParseError& e
   if (error.get_exit_code() == 0) return parser.exit(error);  // --help, --version
   return fail(app, api::make_error(api::ErrorCode::kArgInvalid,
                                    std::string(error.what()) + "; see nearbox --help"));
+}
+
+bool known_command(const CLI::App& parser, const std::string& name) {
+  for (const auto* command : parser.get_subcommands([](const CLI::App*) { return true; })) {
+    if (command->check_name(name)) return true;
+  }
+  return false;
 }
 
 int run(int argc, char** argv) {
@@ -48,7 +55,7 @@ int run(int argc, char** argv) {
   add_sandbox(parser, app);
   add_serve(parser, app);
   add_doctor(parser, app);
-  if (argc > 1 && argv[1][0] != '-' && parser.get_subcommand_no_throw(argv[1]) == nullptr) {
+  if (argc > 1 && argv[1][0] != '-' && !known_command(parser, argv[1])) {
     return fail(app, api::make_error(api::ErrorCode::kArgUnknown,
                                      "unknown argument " + std::string(argv[1]) + "; see nearbox --help"));
   }
@@ -68,11 +75,15 @@ int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);
   try {
     // Programs of ours that are started by ours, not by people.
-    if (argc > 1 && std::strcmp(argv[1], "daemon") == 0) return nearbox::daemon::daemon_main(argc, argv);
+    if (argc > 1 && std::strcmp(argv[1], "daemon") == 0) {
+      nearbox::http::global_init();
+      return nearbox::daemon::daemon_main(argc, argv);
+    }
     if (argc > 1 && std::strcmp(argv[1], "fuse-watchdog") == 0) return nearbox::fs::watchdog_main(argc, argv);
     if (argc > 1 && std::strcmp(argv[1], "sandbox-init") == 0) {
       return nearbox::sandbox_server::sandbox_init_main(argc, argv);
     }
+    nearbox::http::global_init();
     return nearbox::cli::run(argc, argv);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "nearbox: Internal error: %s\n", error.what());
