@@ -545,11 +545,14 @@ void BlockCache::Impl::wrote(const wire::Attr& before, const wire::Attr& after, 
     renew_locked(*file, Stamp(after));
     return tidy_locked(file);
   }
-  // A grown file's old last block is short, so it goes as well.
-  const std::uint64_t first = block_of(std::min(offset, before.size));
-  const std::uint64_t last = block_of(std::max(offset + length, before.size));
+  const std::uint64_t first = block_of(offset);
+  const std::uint64_t last = block_of(offset + length);
+  const std::uint64_t edge = block_of(std::min(before.size, after.size));  // its block had another length
+  const auto touched = [&](std::uint64_t number) {
+    return (number >= first && number <= last) || (before.size != after.size && number >= edge);
+  };
   for (auto at = file->blocks.begin(); at != file->blocks.end();) {
-    if (at->first < first || at->first > last) {
+    if (!touched(at->first)) {
       ++at;
       continue;
     }
