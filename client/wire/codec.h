@@ -34,9 +34,8 @@ class Writer {
 
   template <class T>
   requires(std::is_integral_v<T> || std::is_enum_v<T>) void num(const T& value) {
-    const auto at = out_.size();
-    out_.resize(at + sizeof(T));
-    std::memcpy(out_.data() + at, &value, sizeof(T));  // x86-64 and arm64 are little-endian
+    const auto* const raw_bytes = reinterpret_cast<const std::byte*>(&value);
+    out_.insert(out_.end(), raw_bytes, raw_bytes + sizeof(T));  // x86-64 and arm64 are little-endian
   }
   void bytes(const std::string& value, std::size_t /*limit*/) { raw(as_view(value)); }
   void bytes(const Bytes& value, std::size_t /*limit*/) { raw(value); }
@@ -144,9 +143,40 @@ class Reader {
   bool ok_ = true;
 };
 
+// Counts the bytes that Writer would append, so that a message is written into one allocation.
+class Sizer {
+ public:
+  static constexpr bool kReads = false;
+  template <class T>
+  requires(std::is_integral_v<T> || std::is_enum_v<T>) void num(const T& /*value*/) { size_ += sizeof(T); }
+  void bytes(const std::string& value, std::size_t /*limit*/) { size_ += kPrefix + value.size(); }
+  void bytes(const Bytes& value, std::size_t /*limit*/) { size_ += kPrefix + value.size(); }
+  template <std::size_t N>
+  void fixed(const std::array<std::byte, N>& /*value*/) {
+    size_ += N;
+  }
+  template <class T>
+  void list(const std::vector<T>& values, std::size_t /*limit*/) {
+    size_ += kPrefix;
+    for (const auto& value : values) fields(*this, value);
+  }
+  void strings(const std::vector<std::string>& values, std::size_t /*limit*/, std::size_t /*each*/) {
+    size_ += kPrefix;
+    for (const auto& value : values) size_ += kPrefix + value.size();
+  }
+  std::size_t size() const { return size_; }
+
+ private:
+  static constexpr std::size_t kPrefix = sizeof(std::uint32_t);
+  std::size_t size_ = 0;
+};
+
 template <class M>
 Bytes encode(const M& message) {
+  Sizer sizer;
+  fields(sizer, message);
   Bytes out;
+  out.reserve(sizer.size());
   Writer writer(out);
   fields(writer, message);
   return out;
