@@ -58,7 +58,8 @@ SessionPtr Agent::find(const wire::Hello& hello, channel::Carrier& carrier, bool
   resumed = it != sessions_.end() && !it->second.session->poisoned() && !it->second.session->ended();
   if (!resumed) {
     if (it == sessions_.end() && sessions_.size() >= kMaxSessions) return nullptr;
-    auto session = std::make_shared<Session>(hello.session, instance_, options_.who, timers_, log_);
+    auto session =
+        std::make_shared<Session>(hello.session, instance_, options_.who, options_.procs, timers_, log_);
     if (it == sessions_.end()) it = sessions_.emplace(hello.session, Entry{}).first;
     old = std::exchange(it->second.session, std::move(session));
   }

@@ -34,6 +34,7 @@ class Agent {
     std::chrono::seconds session_grace{120};
     std::chrono::seconds linger{300};
     channel::ServeOptions serve;
+    ProcTable::Options procs;
   };
   Agent(Options options, base::Logger& log);
   ~Agent();

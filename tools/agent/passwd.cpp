@@ -99,6 +99,7 @@ std::optional<Identity> pick_identity(const std::string& etc_dir, std::string_vi
     if (euid != 0) identity.user = std::to_string(euid);
     return identity;
   }
+  identity.known = true;
   identity.user = entry->name;
   identity.home = entry->home;
   identity.shell = entry->shell;

@@ -37,6 +37,7 @@ struct Identity {
   std::uint32_t gid = 0;
   std::uint32_t agent_uid = 0;  // the uid this process runs as
   std::uint32_t agent_gid = 0;
+  bool known = false;  // has a line in passwd
   bool root() const { return agent_uid == 0; }
 };
 

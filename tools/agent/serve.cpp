@@ -106,7 +106,12 @@ int serve_command(const ServeCommand& command, const CarrierMaker& tcp, const Ca
   options.token = setup->state.token;
   options.build = setup->state.build;
   options.who = *who;
-  options.features = settle_in();
+  const auto around = settle_in();
+  options.features = around.features;
+  if (who->known) options.procs.sandbox_user = who->user;
+  options.procs.child_nofile_soft = around.nofile_soft;
+  options.procs.child_cgroup_procs = around.cgroup_procs;
+  options.procs.attach_grace_ms = static_cast<std::uint32_t>(command.grace.count()) * 1000;
   options.linger = command.linger;
   options.session_grace = command.grace;
   Agent agent(std::move(options), log);

@@ -15,8 +15,8 @@ constexpr std::chrono::milliseconds kCancelLook{250};  // how soon a pump sees t
 
 }  // namespace
 
-Session::Session(const wire::SessionId& id, std::uint64_t instance, const Identity& who, base::Timers& timers,
-                 base::Logger& log)
+Session::Session(const wire::SessionId& id, std::uint64_t instance, const Identity& who,
+                 const ProcTable::Options& procs, base::Timers& timers, base::Logger& log)
     : roots(who),
       parking(std::make_shared<Parking>(timers)),
       small("small-calls", kSmallThreads),
@@ -26,7 +26,7 @@ Session::Session(const wire::SessionId& id, std::uint64_t instance, const Identi
       who_(who),
       log_(log),
       procs_(std::make_unique<ProcTable>(
-          ProcTable::Options{},
+          procs,
           [this](const wire::ProcExit& exit) { record(wire::EventKind::kProcExit, wire::encode(exit)); },
           log)),
       op_context_{who_, roots, orphans},

@@ -45,8 +45,8 @@ inline constexpr std::size_t kMaxSessionConnections = 16;
 class Session {
  public:
   using Clock = std::chrono::steady_clock;
-  Session(const wire::SessionId& id, std::uint64_t instance, const Identity& who, base::Timers& timers,
-          base::Logger& log);
+  Session(const wire::SessionId& id, std::uint64_t instance, const Identity& who,
+          const ProcTable::Options& procs, base::Timers& timers, base::Logger& log);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;

@@ -43,20 +43,36 @@ bool leave_cgroup() {
   return left;
 }
 
+// Where the group of this process takes members, version 2 only; "" for the root.
+std::string own_cgroup_procs() {
+  const auto text = read_small_file("/proc/self/cgroup", 65536);
+  if (!text) return {};
+  const auto at = text->rfind("0::/", 0) == 0 ? 0 : text->find("\n0::/");
+  if (at == std::string::npos) return {};
+  const auto begin = text->find("0::", at) + 3;
+  const auto path = text->substr(begin, text->find('\n', begin) - begin);
+  return path == "/" ? std::string{} : "/sys/fs/cgroup" + path + "/cgroup.procs";
+}
+
 }  // namespace
 
-std::uint64_t settle_in() {
-  std::uint64_t features = 0;
+Surroundings settle_in() {
+  Surroundings around;
   struct rlimit limit {};
   if (::getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < kDescriptors) {
+    around.nofile_soft = limit.rlim_cur;
     limit.rlim_cur = std::min(limit.rlim_max, kDescriptors);
     (void)::setrlimit(RLIMIT_NOFILE, &limit);
   }
-  if (::geteuid() != 0) return features;
-  features |= wire::kFeatureRoot;
-  if (leave_cgroup()) features |= wire::kFeatureOutOfCgroup;
-  if (write_kernel_file("/proc/self/oom_score_adj", kOomScore)) features |= wire::kFeatureOomLowered;
-  return features;
+  if (::geteuid() != 0) return around;
+  around.features |= wire::kFeatureRoot;
+  auto before = own_cgroup_procs();
+  if (leave_cgroup()) {
+    around.features |= wire::kFeatureOutOfCgroup;
+    around.cgroup_procs = std::move(before);
+  }
+  if (write_kernel_file("/proc/self/oom_score_adj", kOomScore)) around.features |= wire::kFeatureOomLowered;
+  return around;
 }
 
 }  // namespace nearbox::agent

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <sys/sysmacros.h>
+
+#include <gtest/gtest.h>
+
+#include "tests/unit/agent/agent_test_util.h"
+#include "tools/agent/build_id.h"
+#include "tools/agent/event_log.h"
+#include "tools/agent/mounts.h"
+#include "tools/agent/orphans.h"
+#include "tools/agent/passwd.h"
+#include "tools/agent/state_file.h"
+#include "tools/agent/worker_pool.h"
+
+namespace nearbox::agent {
+namespace {
+
+using test::TempDir;
+using Clock = std::chrono::steady_clock;
+
+TEST(Passwd, TakesGoodLinesAndLeavesOthers) {
+  const auto all = parse_passwd(
+      "root:x:0:0:root:/root:/bin/bash\n"
+      "# comment:x:1:1::/:/\n"
+      "+nis::1:1:::\n"
+      "short:x:1\n"
+      "neg:x:-1:5::/:\n"
+      "big:x:4294967295:5::/:\n"
+      "text:x:12a:5::/:\n"
+      "user:x:1000:1001:A, B:/home/user:/bin/zsh:extra\n"
+      "nohome:x:7:7:::\n"
+      "last:x:8:8::rel:sh");
+  ASSERT_EQ(all.size(), 4U);
+  EXPECT_EQ(all[1].name, "user");
+  EXPECT_EQ(all[1].uid, 1000U);
+  EXPECT_EQ(all[1].gid, 1001U);
+  EXPECT_EQ(all[1].home, "/home/user");
+  EXPECT_EQ(all[2].home, "/");
+  EXPECT_EQ(all[2].shell, "/bin/sh");
+  EXPECT_EQ(all[3].home, "/");
+}
+
+TEST(Passwd, GroupsOfAMember) {
+  const std::string text = "a:x:1:user\nb:x:2:xuser,user2\nc:x:3:root,user\nd:x:bad:user\ne:x:5:";
+  EXPECT_EQ(parse_groups_of(text, "user"), (std::vector<std::uint32_t>{1, 3}));
+}
+
+TEST(Passwd, PicksTheSandboxUser) {
+  TempDir dir;
+  const auto none = pick_identity(dir.path, "", 0, 0);
+  ASSERT_TRUE(none);
+  EXPECT_EQ(none->user, "root");
+  EXPECT_EQ(none->home, "/");
+  EXPECT_FALSE(pick_identity(dir.path, "user", 0, 0));
+  EXPECT_TRUE(pick_identity(dir.path, "root", 0, 0));
+
+  test::write_file(dir / "passwd", "root:x:0:0::/root:/bin/sh\nother:x:1001:1001::/home/o:/bin/sh\n");
+  EXPECT_EQ(pick_identity(dir.path, "", 0, 0)->home, "/root");
+  EXPECT_EQ(pick_identity(dir.path, "", 1001, 1001)->user, "other");
+  EXPECT_EQ(pick_identity(dir.path, "", 4242, 4243)->uid, 4242U);
+  test::write_file(dir / "passwd",
+                   "root:x:0:0::/root:\nother:x:1001:1001::/home/o:\nuser:x:1000:1000::/home/user:\n");
+  EXPECT_EQ(pick_identity(dir.path, "", 0, 0)->user, "user");
+  EXPECT_EQ(pick_identity(dir.path, "other", 0, 0)->uid, 1001U);
+  EXPECT_FALSE(pick_identity(dir.path, "user", 1001, 1001)) << "not ours to act for";
+  EXPECT_EQ(pick_identity(dir.path, "", 1001, 1001)->user, "other");
+}
+
+TEST(StateFile, RoundTripsAndRefusesTheRest) {
+  AgentState state;
+  state.pid = 42;
+  state.port = 40001;
+  state.build = "0123456789abcdef";
+  state.token.fill(std::byte{0xa5});
+  const auto text = format_state(state);
+  const auto back = parse_state(text);
+  ASSERT_TRUE(back);
+  EXPECT_EQ(back->port, 40001);
+  EXPECT_EQ(back->token, state.token);
+  for (std::size_t i = 0; i < text.size(); ++i) EXPECT_FALSE(parse_state(text.substr(0, i))) << i;
+  EXPECT_FALSE(parse_state(text + " "));
+  auto big = text;
+  big.replace(big.find("40001"), 5, "70000");
+  EXPECT_FALSE(parse_state(big));
+}
+
+TEST(StateFile, MustBeOursAlone) {
+  TempDir dir;
+  const auto path = dir / "x.json";
+  ASSERT_TRUE(read_state(path).ok());
+  EXPECT_FALSE(read_state(path)->has_value());
+  AgentState state;
+  state.pid = 1;
+  state.build = "b";
+  ASSERT_TRUE(write_state(path, state).ok());
+  struct stat st {};
+  ASSERT_EQ(::stat(path.c_str(), &st), 0);
+  EXPECT_EQ(st.st_mode & 07777, 0600U);
+  EXPECT_TRUE(read_state(path)->has_value());
+  ASSERT_EQ(::chmod(path.c_str(), 0644), 0);
+  EXPECT_EQ(read_state(path).error().as_errno(), EPERM);
+  ASSERT_EQ(::symlink("x.json", (dir / "link").c_str()), 0);
+  EXPECT_EQ(read_state(dir / "link").error().as_errno(), ELOOP);
+  ASSERT_EQ(::mkfifo((dir / "fifo").c_str(), 0600), 0);
+  EXPECT_EQ(read_state(dir / "fifo").error().as_errno(), EPERM);
+  test::write_file(path, "{}");
+  ASSERT_EQ(::chmod(path.c_str(), 0600), 0);
+  EXPECT_EQ(read_state(path).error().as_errno(), EPROTO);
+}
+
+TEST(StateFile, DirectoryMustBeOursAlone) {
+  TempDir dir;
+  EXPECT_EQ(*state_directory(dir / "new"), dir / "new");
+  EXPECT_TRUE(state_directory(dir / "new").ok());
+  ASSERT_EQ(::chmod((dir / "new").c_str(), 0755), 0);
+  EXPECT_EQ(state_directory(dir / "new").error().as_errno(), EPERM);
+  ASSERT_EQ(::chmod((dir / "new").c_str(), 0700), 0);
+  ASSERT_EQ(::symlink("new", (dir / "link").c_str()), 0);
+  EXPECT_EQ(state_directory(dir / "link").error().as_errno(), EPERM);
+  test::write_file(dir / "file", "");
+  EXPECT_EQ(state_directory(dir / "file").error().as_errno(), EPERM);
+  EXPECT_EQ(state_directory("relative").error().as_errno(), EINVAL);
+  if (::geteuid() == 0) {
+    ASSERT_EQ(::chown((dir / "new").c_str(), 12345, 12345), 0);
+    EXPECT_EQ(state_directory(dir / "new").error().as_errno(), EPERM);
+  }
+}
+
+TEST(StateFile, LockHasOneHolder) {
+  TempDir dir;
+  auto first = lock_file(dir / "l", Clock::now());
+  ASSERT_TRUE(first.ok());
+  EXPECT_EQ(lock_file(dir / "l", Clock::now()).error().as_errno(), EWOULDBLOCK);
+  first->reset();
+  EXPECT_TRUE(lock_file(dir / "l", Clock::now()).ok());
+}
+
+TEST(BuildId, IsTheHashOfTheProgram) {
+  TempDir dir;
+  test::write_file(dir / "f", "abc");
+  EXPECT_EQ(content_hash((dir / "f").c_str()), "ba7816bf8f01cfea");  // FIPS 180-2, appendix B.1
+  EXPECT_EQ(content_hash((dir / "none").c_str()), "");
+  EXPECT_EQ(build_id().size(), 16U);
+}
+
+wire::Bytes body(std::size_t n) { return wire::Bytes(n, std::byte{7}); }
+
+TEST(EventLog, NumbersKeepsAndForgets) {
+  EventLog log;
+  EXPECT_EQ(log.last_seq(), 0U);
+  for (std::uint64_t i = 1; i <= 5; ++i) EXPECT_EQ(log.append(wire::EventKind::kOpDone, body(10)), i);
+  std::uint64_t after = 2;
+  wire::Bytes out;
+  ASSERT_TRUE(log.take(after, 1 << 20, out, Clock::now()).ok());
+  EXPECT_EQ(after, 5U);
+  wire::Reader reader(out);
+  for (std::uint64_t seq = 3; seq <= 5; ++seq) {
+    const auto event = wire::decode<wire::Event>(reader.view(wire::kMaxEventBytes));
+    ASSERT_TRUE(event);
+    EXPECT_EQ(event->seq, seq);
+  }
+  EXPECT_TRUE(reader.done());
+  log.confirm(4);
+  after = 3;
+  EXPECT_EQ(log.take(after, 1, out, Clock::now()).error().as_errno(), ESTALE);
+  after = 6;
+  EXPECT_EQ(log.take(after, 1, out, Clock::now()).error().as_errno(), ESTALE);
+  after = 5;
+  out.clear();
+  EXPECT_TRUE(log.take(after, 1, out, Clock::now()).ok());
+  EXPECT_TRUE(out.empty());
+  log.confirm(99);
+  EXPECT_EQ(log.append(wire::EventKind::kOpDone, body(1)), 6U);
+}
+
+TEST(EventLog, PoisonedPastItsBound) {
+  EventLog log(1000);
+  EXPECT_EQ(log.append(wire::EventKind::kOpDone, body(900)), 1U);
+  EXPECT_EQ(log.append(wire::EventKind::kOpDone, body(900)), 0U);
+  EXPECT_TRUE(log.poisoned());
+  EXPECT_EQ(log.append(wire::EventKind::kOpDone, body(1)), 0U);
+  std::uint64_t after = 0;
+  wire::Bytes out;
+  EXPECT_EQ(log.take(after, 1, out, Clock::now()).error().as_errno(), EOVERFLOW);
+}
+
+TEST(Orphans, KeepsAndForgetsWithinItsBound) {
+  OrphanTable table(2);
+  EXPECT_TRUE(table.keep(1, base::UniqueFd(::open("/", O_RDONLY))).ok());
+  EXPECT_TRUE(table.keep(2, base::UniqueFd(::open("/", O_RDONLY))).ok());
+  EXPECT_EQ(table.keep(3, base::UniqueFd(::open("/", O_RDONLY))).error().as_errno(), EMFILE);
+  auto held = *table.get(1);
+  table.forget(1);
+  EXPECT_GE(::fcntl(held->get(), F_GETFD), 0) << "closed under its user";
+  EXPECT_EQ(table.get(1).error().as_errno(), ESTALE);
+  EXPECT_TRUE(table.keep(3, base::UniqueFd(::open("/", O_RDONLY))).ok());
+}
+
+TEST(Mounts, KnowsPseudoFileSystemsAndOurOwn) {
+  const auto table = MountTable::parse(
+      "22 28 0:21 / /proc rw,nosuid - proc proc rw\n"
+      "23 28 0:5 / /dev rw shared:1 - tmpfs tmpfs rw\n"
+      "24 28 8:1 / / rw - ext4 /dev/sda1 rw\n"
+      "25 24 0:60 / /work\\040dir/x rw - fuse.nearbox nearbox rw\n"
+      "26 24 0:61 / /other rw - fuse.sshfs h: rw\n"
+      "garbage\n\n27 24 0:62 / /no-dash rw\n");
+  EXPECT_TRUE(table.pseudo_device(makedev(0, 21)));
+  EXPECT_TRUE(table.pseudo_device(makedev(0, 5)));
+  EXPECT_FALSE(table.pseudo_device(makedev(8, 1)));
+  EXPECT_TRUE(table.own_mount("/work dir/x"));
+  EXPECT_FALSE(table.own_mount("/other"));
+  EXPECT_TRUE(pseudo_magic(0x9fa0));
+  EXPECT_FALSE(pseudo_magic(0xef53));
+}
+
+TEST(WorkerPool, RunsEverythingAndGrowsToItsBound) {
+  WorkerPool pool("test", 3);
+  std::atomic<int> running{0};
+  std::atomic<int> most{0};
+  std::atomic<int> done{0};
+  for (int i = 0; i < 200; ++i) {
+    ASSERT_TRUE(pool.submit([&] {
+      const int now = ++running;
+      int seen = most.load();
+      while (now > seen && !most.compare_exchange_weak(seen, now)) {
+      }
+      std::this_thread::yield();
+      --running;
+      ++done;
+    }));
+  }
+  EXPECT_TRUE(test::eventually([&] { return done == 200; }));
+  EXPECT_LE(most, 3);
+  pool.stop();
+  EXPECT_FALSE(pool.submit([] {}));
+}
+
+}  // namespace
+}  // namespace nearbox::agent
