@@ -103,6 +103,10 @@ class EventStreamTest : public ::testing::Test {
     stream.on_proc_exit(
         [this](const wire::ProcExit& exit) { note(1000000 + static_cast<std::int64_t>(exit.proc)); });
   }
+  ~EventStreamTest() override {
+    stream.stop();
+    link.stop();
+  }
   void note(std::int64_t what) {
     const std::lock_guard lock(mu);
     EXPECT_FALSE(running.exchange(true)) << "one listener at a time";

@@ -44,10 +44,14 @@ class FakeLink : public api::AgentLink {
 
   explicit FakeLink(std::uint64_t seed)
       : rng_(seed), thread_([this](const std::stop_token& stop) { run(stop); }) {}
-  ~FakeLink() override {
+  ~FakeLink() override { stop(); }
+  // No handler runs afterwards: call it before what they use is destroyed.
+  void stop() {
+    if (!thread_.joinable()) return;
     thread_.request_stop();
     thread_.join();
     for (auto& [token, call] : calls_) call.sink->on_end(ESHUTDOWN, {});
+    calls_.clear();
   }
 
   // ---- the test's side

@@ -73,6 +73,10 @@ class TreeStoreTest : public ::testing::Test {
       tree.put("other/x", S_IFREG | 0644);
     });
   }
+  ~TreeStoreTest() override {
+    store.reset();
+    link.stop();
+  }
   TreeStore::Deadline soon(std::chrono::milliseconds in = 20s) {
     return std::chrono::steady_clock::now() + in;
   }
