@@ -344,6 +344,10 @@ wire::Bytes BlockCache::Impl::request(const FetchPtr& fetch) const {
 }
 
 void BlockCache::Impl::launch(const FetchPtr& fetch) {
+  {
+    MutexLock lock(mu_);
+    if (closed_) return;  // its readers were answered; what the hooks use may be gone
+  }
   const auto at = hooks_.locate(fetch->file->node, fetch->file->id);
   if (!at) return ended(fetch, ESTALE, {});
   {
@@ -439,7 +443,8 @@ void BlockCache::Impl::ended(const FetchPtr& fetch, int error, wire::ByteView pa
       --fetch->file->running;
       --running_;
       if (reply) {
-        changed = !(Stamp(reply->attr) == fetch->file->stamp) && fetch->generation == fetch->file->generation;
+        changed = !closed_ && !(Stamp(reply->attr) == fetch->file->stamp) &&
+                  fetch->generation == fetch->file->generation;
         finish_locked(fetch, *reply, step);
       } else {
         fail_locked(fetch, error, step);

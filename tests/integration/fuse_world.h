@@ -251,7 +251,9 @@ class World {
     events->stop();
     ops->close();
     cache->close();
-    link.reset();  // its calls end while the rest is there
+    events.reset();
+    tree.reset();
+    link.reset();
   }
   World(const World&) = delete;
   World& operator=(const World&) = delete;
