@@ -54,7 +54,8 @@ constexpr Nanos kMillisecond = 1'000'000;
 constexpr std::int64_t kMaxRttMs = 4'000;
 constexpr std::int64_t kMaxRateMbit = 10'000;
 constexpr std::int64_t kMaxQueueBytes = 256LL << 20;
-constexpr Nanos kMinQueueTime = 20 * kMillisecond;  // of the default queue, where the RTT is shorter
+constexpr std::int64_t kUnlimitedFlyingBytes = 64LL << 20;  // on the way at no rate; more is dropped
+constexpr Nanos kMinQueueTime = 20 * kMillisecond;          // of the default queue, where the RTT is shorter
 constexpr std::size_t kMaxPacketsHeld = 1'000'000;
 constexpr std::int64_t kBurstSlackBytes = 8LL << 20;  // ring space beyond delay × rate and the queue
 constexpr int kBatch = 64;  // packets read or written before the other gets its turn
@@ -329,7 +330,7 @@ Result<End> make_end(const char* device) {
 Result<std::unique_ptr<Direction>> make_direction(int in, int out, const Link& link) {
   const std::int64_t flying = link.bits_per_second > 0
                                   ? link.bits_per_second / 8 * (link.one_way / 1000) / 1'000'000
-                                  : kMaxQueueBytes;
+                                  : kUnlimitedFlyingBytes;
   auto ring = PacketRing::make(static_cast<std::size_t>(flying + link.queue_bytes + kBurstSlackBytes));
   if (!ring) return std::move(ring).error();
   UniqueFd wake(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
@@ -476,9 +477,8 @@ int main(int argc, char** argv) {
     std::fputs(nearbox::bench::kUsage, stderr);
     return 2;
   }
-  const auto done = nearbox::bench::run(*link);
+  auto done = nearbox::bench::run(*link);
   if (done.ok()) return 0;
-  std::fprintf(stderr, "nearbox-netdelay: %s\n",
-               const_cast<nearbox::base::Result<void>&>(done).error().message().c_str());
+  std::fprintf(stderr, "nearbox-netdelay: %s\n", done.error().message().c_str());
   return 1;
 }

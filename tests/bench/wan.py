@@ -32,7 +32,7 @@ NETDELAY = ROOT / "build" / "release" / "bin" / "nearbox-netdelay"
 READY_SECONDS = 20
 PING_COUNT = 21
 # Beyond the machine's limits on sockets, so that the line is measured and not they. Source: linux asm-generic/socket.h
-SO_SNDBUFFORCE, SO_RCVBUFFORCE, FORCED_BUFFER = 32, 33, 128 << 20
+SO_SNDBUFFORCE, SO_RCVBUFFORCE, FORCED_BUFFER = 32, 33, 32 << 20
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -72,6 +72,16 @@ def end_process(process, seconds=10):
         if pipe:
             with contextlib.suppress(OSError):
                 pipe.close()
+
+
+def quantile_of_log2(counts, share):
+    """The upper bound of the bucket that holds the quantile; bucket i counts values below 2**i."""
+    seen, total = 0, sum(counts)
+    for i, n in enumerate(counts):
+        seen += n
+        if total and seen >= share * total:
+            return 2 ** i
+    return 0
 
 
 class End:
@@ -131,6 +141,16 @@ class End:
                 with contextlib.suppress(OSError):
                     if os.stat(f"/proc/{entry}/ns/net").st_ino == self.inode:
                         found.append(int(entry))
+        return found
+
+
+    def processes_of(self, program):
+        """Pids of the processes in this namespace that run that program."""
+        found = []
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{pid}/exe") == program:
+                    found.append(pid)
         return found
 
 
@@ -200,22 +220,23 @@ class Wan:
 
     # ---- what the line really is
 
-    def stats(self):
-        """The tool's counters; its lateness in µs at 50, 99 and 99.9 % (upper bounds) and at worst."""
+    def counters(self):
         self.process.stdin.write(b"stats\n")
         self.process.stdin.flush()
-        raw = json.loads(self._line())
-        out = {"realtime": raw["realtime"]}
+        return json.loads(self._line())
+
+    def stats(self, since=None):
+        """What the line carried since those counters (or ever), and how late in µs: upper bounds of quantiles."""
+        now = self.counters()
+        out = {"realtime": now["realtime"]}
         for name in ("a_to_b", "b_to_a"):
-            way = raw[name]
-            counts = way.pop("late_log2_us")
-            for label, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999)):
-                seen, total = 0, sum(counts)
-                for i, n in enumerate(counts):
-                    seen += n
-                    if total and seen >= share * total:
-                        way[f"late_{label}_us"] = 2 ** i
-                        break
+            before = since[name] if since else {}
+            way = {key: value - before.get(key, 0) for key, value in now[name].items() if isinstance(value, int)}
+            del way["late_max_us"]
+            counts = now[name]["late_log2_us"]
+            counts = [n - m for n, m in zip(counts, before.get("late_log2_us", [0] * len(counts)))]
+            for label, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999), ("max", 1.0)):
+                way[f"late_{label}_us"] = quantile_of_log2(counts, share)
             out[name] = way
         return out
 

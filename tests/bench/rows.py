@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of the benchmark: what is done, by whom, and what counts as time.
+
+A row has contenders; each is sampled once a round, so that they are interleaved (A B C A B C …). A
+sample is seconds, with the parts of it that are worth keeping. Every sample checks that the work was
+done in full; one that is wrong ends the run.
+"""
+import contextlib
+import os
+import shutil
+import time
+
+import trees
+from peers import Http, Nearbox, Ssh, mounts_below
+from wan import BenchError
+
+# The same for all: name, type, mode, size and mtime of every entry.
+FIND_FORMAT = "%P\\t%y\\t%m\\t%s\\t%T@\\n"
+FIND_SECONDS = 3600  # the longest that a listing may take: sshfs on a whole tree
+READ_BYTES = 1 << 20
+FIRST_BYTES = 4096
+
+
+class Context:
+    """What the rows share: link, peers (started when first needed), a home for mounts and state."""
+
+    def __init__(self, wan, home, cache, options):
+        self.wan, self.home, self.cache, self.options = wan, home, cache, options
+        self.stack = contextlib.ExitStack()
+        self._ssh = self._nearbox = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        """Ends what was started; removes every mount below home, whoever left it."""
+        try:
+            self.stack.close()
+        finally:
+            for point in reversed(mounts_below(self.home)):
+                with contextlib.suppress(BenchError):
+                    self.wan.client.run("umount", "-l", point)
+
+    def opened(self, thing):
+        self.stack.callback(thing.close)
+        return thing
+
+    @property
+    def ssh(self):
+        self._ssh = self._ssh or self.opened(Ssh(self.wan, self.home))
+        return self._ssh
+
+    @property
+    def nearbox(self):
+        self._nearbox = self._nearbox or self.opened(Nearbox(self.wan, self.home, self.options.binaries))
+        return self._nearbox
+
+    def point(self, name):
+        path = os.path.join(self.home, name)
+        os.makedirs(path, exist_ok=True)
+        return path
+
+
+def count_lines(context, command, expected, what):
+    """Runs a find in the client's namespace to its end; checks the number of entries that it printed."""
+    out = os.path.join(context.home, "find.out")
+    with open(out, "wb") as f:
+        context.wan.client.run(*command, stdout=f, timeout=FIND_SECONDS)
+    lines = 0
+    with open(out, "rb") as f:
+        while block := f.read(1 << 20):
+            lines += block.count(b"\n")
+    if lines != expected:
+        raise BenchError(f"{what}: {lines} entries, not {expected}")
+
+
+class Contender:
+    """One of those that are compared in a row."""
+
+    name = ""   # key in the record
+    label = ""  # for people
+
+    def __init__(self, context, row):
+        self.context, self.row = context, row
+        self.extra = {}
+
+    def prepare(self):
+        """Before the first round, not timed."""
+
+    def sample(self, number):
+        """Does the work; returns {"seconds": …, parts…}."""
+        raise NotImplementedError
+
+    def finish(self):
+        """After the last round, also after a failure."""
+
+
+# ---- a tree's metadata
+
+
+class MountFind:
+    """Mount a tree and list it with every attribute, nothing cached on the client's side."""
+
+    name = "mount-find"
+    title = "Mount a tree and `find` all of it, nothing cached here"
+    reference = "ssh-find"
+    goals = [("nearbox-warm", "ssh-find", 1.5, "most"), ("sshfs", "nearbox-warm", 100, "least")]
+    method = ("time from the mount command until `find -printf` (type, mode, size, mtime of each entry) has listed all; a "
+              "fresh mount each time; the server has the tree's metadata in memory. ssh-find: the same find on the server, "
+              "through `zstd -1`, over an ssh connection that is already open. sshfs uses that open connection too.")
+
+    def __init__(self, context):
+        self.root, self.tree = trees.tree(context.cache, context.options.tree)
+
+    def contenders(self, context):
+        return [SshFind(context, self), NearboxFind(context, self, "warm"), NearboxFind(context, self, "attach"),
+                NearboxFind(context, self, "first"), SshfsFind(context, self)]
+
+
+class SshFind(Contender):
+    name, label = "ssh-find", "find \\| zstd over open ssh"
+
+    def sample(self, _number):
+        start = time.monotonic()
+        script = f"find {self.row.root} -printf '{FIND_FORMAT}' | zstd -1 -q"
+        ssh = " ".join(self.context.ssh.command(f'"{script}"'))
+        count_lines(self.context, ["sh", "-c", f"{ssh} | zstd -dq"], self.row.tree["entries"], self.name)
+        return {"seconds": time.monotonic() - start}
+
+
+class NearboxFind(Contender):
+    def __init__(self, context, row, state):
+        super().__init__(context, row)
+        self.state = state
+        self.name = f"nearbox-{state}"
+        self.label = {"warm": "nearbox, daemon connected", "attach": "nearbox, agent there, no daemon",
+                      "first": "nearbox, no agent in the sandbox"}[state]
+
+    def sample(self, _number):
+        nearbox, point = self.context.nearbox, self.context.point("mnt-nearbox")
+        if self.state == "first" or not nearbox.sandbox:
+            nearbox.new_sandbox()
+        if self.state != "first":
+            nearbox.hold()  # deploys the agent where there is none
+        if self.state == "attach":
+            nearbox.release()
+        start = time.monotonic()
+        nearbox.mount(self.row.root, point)
+        mounted = time.monotonic()
+        try:
+            count_lines(self.context, ["find", point, "-printf", FIND_FORMAT], self.row.tree["entries"], self.name)
+            end = time.monotonic()
+        finally:
+            nearbox.unmount(point)
+        return {"seconds": end - start, "mount": mounted - start, "find": end - mounted}
+
+
+class SshfsFind(Contender):
+    name, label = "sshfs", "sshfs"
+
+    def prepare(self):
+        self.parts = None
+        wanted = self.context.options.peer_subset
+        if wanted:
+            self.parts, directories = trees.subset(self.row.root, wanted)
+            entries = sum(trees.describe(os.path.join(self.row.root, p))["entries"] for p in self.parts)
+            total = self.row.tree
+            # The smaller of both: in favour of the peer.
+            factor = min(total["entries"] / entries, (total["directories"] + 1) / directories)
+            self.entries = entries
+            self.extra["scaled"] = {
+                "factor": round(factor, 3), "directories": directories, "entries": entries,
+                "method": f"measured on {len(self.parts)} whole subtrees evenly spread over the tree ({directories} "
+                          f"directories, {entries} entries); the time of find × {factor:.2f}, the smaller of the ratios "
+                          "of directories and of entries; the time of the mount added as it is"}
+
+    def sample(self, _number):
+        ssh, point = self.context.ssh, self.context.point("mnt-sshfs")
+        start = time.monotonic()
+        ssh.mount(self.row.root, point)
+        mounted = time.monotonic()
+        try:
+            where = [os.path.join(point, p) for p in self.parts] if self.parts else [point]
+            expected = self.entries if self.parts else self.row.tree["entries"]
+            count_lines(self.context, ["find", *where, "-printf", FIND_FORMAT], expected, self.name)
+            end = time.monotonic()
+        finally:
+            ssh.unmount(point)
+        factor = self.extra["scaled"]["factor"] if self.parts else 1
+        return {"seconds": mounted - start + (end - mounted) * factor, "mount": mounted - start, "find": end - mounted}
+
+
+# ---- bytes of one large file
+
+
+class BigRead:
+    """Read a large file from its begin to its end, cold."""
+
+    name = "read-300m"
+    title = "Read a 300 MB file from begin to end, cold"
+    reference = "curl"
+    goals = [("nearbox", "curl", 1 / 0.9, "most")]
+    method = ("time from open until the last byte, read in pieces of 1 MiB; a file of its own in each round, so that nothing of "
+              "it is cached here; the server has it in memory; it does not compress. The mounts are made before. curl: "
+              "one new connection to a sendfile-based HTTP server, first byte included.")
+
+    def __init__(self, context):
+        self.root, self.names = trees.big_files(context.cache, context.options.rounds + context.options.warmup)
+        self.tree = {"name": "big", "files": len(self.names), "bytes_each": trees.BIG_BYTES}
+
+    def contenders(self, context):
+        return [Curl(context, self), NearboxRead(context, self), SshfsRead(context, self)]
+
+
+def read_whole(path, source):
+    """Reads a file as a program would; checks size and samples of content against the source."""
+    start = time.monotonic()
+    buffer = bytearray(READ_BYTES)
+    got = 0
+    with open(path, "rb", buffering=0) as f:
+        while n := f.readinto(memoryview(buffer)[:FIRST_BYTES] if got == 0 else buffer):
+            if got == 0:
+                first = time.monotonic()
+            got += n
+    end = time.monotonic()
+    if got != trees.BIG_BYTES:
+        raise BenchError(f"read {got} bytes, not {trees.BIG_BYTES}")
+    with open(path, "rb", buffering=0) as a, open(source, "rb", buffering=0) as b:
+        for offset in (0, trees.BIG_BYTES // 3, trees.BIG_BYTES - 4096):
+            if os.pread(a.fileno(), 4096, offset) != os.pread(b.fileno(), 4096, offset):
+                raise BenchError(f"wrong bytes at {offset}")
+    return {"seconds": end - start, "first_byte": first - start}
+
+
+class Curl(Contender):
+    name, label = "curl", "curl, one connection"
+
+    def prepare(self):
+        self.http = self.context.opened(Http(self.context.wan, self.row.root))
+
+    def sample(self, number):
+        done = self.context.wan.client.run("curl", "-sS", "--fail", "-o", "/dev/null", "-w",
+                                           "%{time_total} %{time_starttransfer} %{size_download}",
+                                           self.http.base + self.row.names[number])
+        seconds, first, size = done.stdout.split()
+        if int(size) != trees.BIG_BYTES:
+            raise BenchError(f"curl got {int(size)} bytes")
+        return {"seconds": float(seconds), "first_byte": float(first)}
+
+
+class NearboxRead(Contender):
+    name, label = "nearbox", "nearbox, daemon connected"
+
+    def prepare(self):
+        nearbox = self.context.nearbox
+        if not nearbox.sandbox:
+            nearbox.new_sandbox()
+        self.point = self.context.point("mnt-nearbox")
+        nearbox.mount(self.row.root, self.point)
+
+    def sample(self, number):
+        name = self.row.names[number]
+        return read_whole(os.path.join(self.point, name), os.path.join(self.row.root, name))
+
+    def finish(self):
+        if mounts_below(self.point):
+            self.context.nearbox.unmount(self.point)
+
+
+class SshfsRead(Contender):
+    name, label = "sshfs", "sshfs, own connection"
+
+    def prepare(self):
+        self.point = self.context.point("mnt-sshfs")
+        self.context.ssh.mount(self.row.root, self.point, own_connection=True)
+
+    def sample(self, number):
+        name = self.row.names[number]
+        return read_whole(os.path.join(self.point, name), os.path.join(self.row.root, name))
+
+    def finish(self):
+        if mounts_below(self.point):
+            self.context.ssh.unmount(self.point)
+
+
+ROWS = {row.name: row for row in (MountFind, BigRead)}
+
+
+def remove_home(home):
+    """Removes the run's directory, but never while something is mounted in it: that would reach through."""
+    left = mounts_below(home)
+    if left:
+        raise BenchError(f"still mounted, left alone: {len(left)} mounts below {home}")
+    shutil.rmtree(home, ignore_errors=True)
