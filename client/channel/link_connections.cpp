@@ -94,6 +94,7 @@ void LinkCore::connected_control(const ConnectionPtr& connection, const wire::We
     moved = was_up && note_route_[0] == slots_[1].get();
     notes_closed_ = moved;
     want_bulk = config_.second_connection && !was_up;
+    gone_.reset();
     welcome_ = welcome;
     slots_[0] = connection;
     if (!first) ++reconnects_;

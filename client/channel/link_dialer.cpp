@@ -53,6 +53,7 @@ void LinkDialer::need(wire::Role role, bool fresh) {
 void LinkDialer::redial() {
   base::MutexLock lock(mu_);
   given_up_ = false;
+  ++redials_;
   for (auto& w : wants_) w.attempts = 0, w.not_before = {};
   wake_.notify_all();
 }
@@ -127,6 +128,11 @@ base::Result<wire::Welcome> LinkDialer::handshake(Carrier& carrier, wire::Role r
 }
 
 void LinkDialer::attempt(wire::Role role) {
+  std::uint64_t redials = 0;
+  {
+    base::MutexLock lock(mu_);
+    redials = redials_;
+  }
   const auto deadline = Clock::now() + config_.connect_timeout;
   auto dialled = config_.dial(role, deadline);
   std::optional<base::Error> error;
@@ -148,6 +154,7 @@ void LinkDialer::attempt(wire::Role role) {
             "\"");
   const bool give_up = callbacks_.failed(role, *error);
   base::MutexLock lock(mu_);
+  if (redials != redials_) return;  // asked for while this attempt ran: the next one begins at once
   if (give_up) given_up_ = true;
   pause_locked(want(role));
 }

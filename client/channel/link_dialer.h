@@ -61,6 +61,7 @@ class LinkDialer {
   std::minstd_rand random_ GUARDED_BY(mu_);
   Carrier* shaking_ GUARDED_BY(mu_) = nullptr;  // in its handshake: stop() shuts it down
   bool given_up_ GUARDED_BY(mu_) = false;
+  std::uint64_t redials_ GUARDED_BY(mu_) = 0;
   bool stopping_ GUARDED_BY(mu_) = false;
   std::jthread thread_;
 };

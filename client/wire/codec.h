@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -98,6 +99,7 @@ class Reader {
     std::uint32_t count = 0;
     num(count);
     if (count > limit || count > in_.size() - at_) ok_ = false;  // each element is >= 1 byte
+    if (ok_) values.reserve(std::min<std::size_t>(count, kReserve));
     for (std::uint32_t i = 0; ok_ && i < count; ++i) {
       values.emplace_back();
       fields(*this, values.back());
@@ -133,6 +135,7 @@ class Reader {
   void fail() { ok_ = false; }
 
  private:
+  static constexpr std::size_t kReserve = 256;  // elements: a count alone must not cost much memory
   bool need(std::size_t n) {
     if (ok_ && in_.size() - at_ >= n) return true;
     ok_ = false;
@@ -171,13 +174,49 @@ class Sizer {
   std::size_t size_ = 0;
 };
 
+// Writes what Sizer counted into a buffer of that size: a field is one store, where Writer's growth
+// costs three times as much (docs/adr/0002-message-encoding.md).
+class FixedWriter {
+ public:
+  static constexpr bool kReads = false;
+  explicit FixedWriter(std::byte* out) : at_(out) {}
+  template <class T>
+  requires(std::is_integral_v<T> || std::is_enum_v<T>) void num(const T& value) {
+    std::memcpy(at_, &value, sizeof(T));
+    at_ += sizeof(T);
+  }
+  void bytes(const std::string& value, std::size_t /*limit*/) { raw(as_view(value)); }
+  void bytes(const Bytes& value, std::size_t /*limit*/) { raw(value); }
+  template <std::size_t N>
+  void fixed(const std::array<std::byte, N>& value) {
+    std::memcpy(at_, value.data(), N);
+    at_ += N;
+  }
+  template <class T>
+  void list(const std::vector<T>& values, std::size_t /*limit*/) {
+    num(static_cast<std::uint32_t>(values.size()));
+    for (const auto& value : values) fields(*this, value);
+  }
+  void strings(const std::vector<std::string>& values, std::size_t /*limit*/, std::size_t each) {
+    num(static_cast<std::uint32_t>(values.size()));
+    for (const auto& value : values) bytes(value, each);
+  }
+
+ private:
+  void raw(ByteView value) {
+    num(static_cast<std::uint32_t>(value.size()));
+    if (!value.empty()) std::memcpy(at_, value.data(), value.size());
+    at_ += value.size();
+  }
+  std::byte* at_;
+};
+
 template <class M>
 Bytes encode(const M& message) {
   Sizer sizer;
   fields(sizer, message);
-  Bytes out;
-  out.reserve(sizer.size());
-  Writer writer(out);
+  Bytes out(sizer.size());
+  FixedWriter writer(out.data());
   fields(writer, message);
   return out;
 }

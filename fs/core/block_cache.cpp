@@ -344,6 +344,10 @@ wire::Bytes BlockCache::Impl::request(const FetchPtr& fetch) const {
 }
 
 void BlockCache::Impl::launch(const FetchPtr& fetch) {
+  {
+    MutexLock lock(mu_);
+    if (closed_) return;  // its readers were answered; what the hooks use may be gone
+  }
   const auto at = hooks_.locate(fetch->file->node, fetch->file->id);
   if (!at) return ended(fetch, ESTALE, {});
   {
@@ -439,7 +443,8 @@ void BlockCache::Impl::ended(const FetchPtr& fetch, int error, wire::ByteView pa
       --fetch->file->running;
       --running_;
       if (reply) {
-        changed = !(Stamp(reply->attr) == fetch->file->stamp) && fetch->generation == fetch->file->generation;
+        changed = !closed_ && !(Stamp(reply->attr) == fetch->file->stamp) &&
+                  fetch->generation == fetch->file->generation;
         finish_locked(fetch, *reply, step);
       } else {
         fail_locked(fetch, error, step);
@@ -545,11 +550,14 @@ void BlockCache::Impl::wrote(const wire::Attr& before, const wire::Attr& after, 
     renew_locked(*file, Stamp(after));
     return tidy_locked(file);
   }
-  // A grown file's old last block is short, so it goes as well.
-  const std::uint64_t first = block_of(std::min(offset, before.size));
-  const std::uint64_t last = block_of(std::max(offset + length, before.size));
+  const std::uint64_t first = block_of(offset);
+  const std::uint64_t last = block_of(offset + length);
+  const std::uint64_t edge = block_of(std::min(before.size, after.size));  // its block had another length
+  const auto touched = [&](std::uint64_t number) {
+    return (number >= first && number <= last) || (before.size != after.size && number >= edge);
+  };
   for (auto at = file->blocks.begin(); at != file->blocks.end();) {
-    if (at->first < first || at->first > last) {
+    if (!touched(at->first)) {
       ++at;
       continue;
     }

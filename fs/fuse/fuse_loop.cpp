@@ -242,22 +242,25 @@ void MountSession::Impl::detach(bool lazy, Clock::time_point deadline, base::Res
 }
 
 base::Result<void> MountSession::Impl::unmount(Clock::time_point deadline) {
+  constexpr std::chrono::seconds kStep{5};    // of umount(2), which may wait for write-out
+  constexpr std::chrono::seconds kLetGo{3};   // for programs that have files open, after the lazy detach
   if (!point) return {};
   const auto now = Clock::now();
   const auto span = deadline > now ? deadline - now : Clock::duration::zero();
+  const auto step = std::min<Clock::duration>(span / 3, kStep);
   base::Result<void> result;
   if (point->mounted()) {
-    detach(false, now + span / 3, result);
+    detach(false, now + step, result);
     if (!result && result.error().as_errno() == EBUSY) {
       core->log().warn("mount step=unmount busy=1 path=" + mountpoint);
-      detach(true, now + span / 2, result);
+      detach(true, Clock::now() + step, result);
       session->refuse_parked(ENOTCONN);  // who waits for us lets go of the mount
     }
   }
-  if (!wait_gone(now + span * 2 / 3)) {
+  if (!wait_gone(Clock::now() + std::min<Clock::duration>(span / 3, kLetGo))) {
     core->log().warn("mount step=abort path=" + mountpoint);
     if (!point->abort()) core->log().warn("mount step=abort the connection ends with its descriptor");
-    wait_gone(deadline);
+    wait_gone(std::min(deadline, Clock::now() + kLetGo));
   }
   if (point->mounted()) {
     return result ? base::errno_error(EBUSY, "unmount " + mountpoint) : std::move(result).error();

@@ -20,6 +20,7 @@
 
 #include <climits>
 
+#include "client/api/error_code.h"
 #include "fs/fuse/helper.h"
 
 namespace nearbox::fs {
@@ -97,7 +98,8 @@ base::Result<void> check_present(const std::string& path) {
 }
 
 base::Error no_fuse(int error, const std::string& what) {
-  return base::errno_error(error, "FUSE cannot be used here: " + what);
+  return api::make_error(api::ErrorCode::kMountUnavailable, "FUSE is not available: " + what + " (" +
+                                                                std::generic_category().message(error) + ")");
 }
 
 base::Result<base::UniqueFd> mount_as_root(const std::string& path, const MountOptions& options) {

@@ -33,7 +33,7 @@ std::optional<MountEntry> find_mount(const std::string& mountpoint);
 // Threads: one at a time. Every step is bounded by a deadline; nothing opens a path below the mountpoint
 //          once it is mounted.
 // Errors:  of mount(): ENOENT no such directory; ENOTDIR; ENOTEMPTY; EBUSY a mount of ours is there;
-//          ENODEV, EACCES FUSE cannot be used. The context says what to do.
+//          mount.unavailable: FUSE cannot be used. The context says what to do.
 // Source:  protocol with fusermount3 (_FUSE_COMMFD): libfuse 3.14 lib/mount.c.
 class MountPoint {
  public:

@@ -74,6 +74,7 @@ class Forwarder:
         self.refuse = threading.Event()
         self.lock = threading.Lock()
         self.pairs = []
+        self.ended = {}  # pumps of each pair that still run
         self.stop = False
         self.thread = threading.Thread(target=self._accept, daemon=True)
         self.thread.start()
@@ -94,6 +95,7 @@ class Forwarder:
                 continue
             with self.lock:
                 self.pairs.append((client, server))
+                self.ended[(client, server)] = 2
             for a, b in ((client, server), (server, client)):
                 threading.Thread(target=self._pump, args=(a, b), daemon=True).start()
 
@@ -116,6 +118,12 @@ class Forwarder:
         for s in (a, b):
             with contextlib.suppress(OSError):
                 s.shutdown(socket.SHUT_RDWR)
+        with self.lock:
+            self.ended[(a, b) if (a, b) in self.ended else (b, a)] -= 1
+            for pair in [p for p, n in self.ended.items() if n == 0]:
+                del self.ended[pair]
+                for s in pair:
+                    s.close()
 
     def cut(self):
         with self.lock:
@@ -146,7 +154,8 @@ class Case(unittest.TestCase):
             if name.startswith(("E2B_", "NEARBOX_", "XDG_")):
                 del self.env[name]
         self.env.update(HOME=str(self.home), XDG_STATE_HOME=str(self.home / "state"),
-                        XDG_RUNTIME_DIR=str(self.home / "run"), NEARBOX_FAULT_FILE=str(self.faults),
+                        XDG_RUNTIME_DIR=str(self.home / "run"),
+                        NEARBOX_AGENT_STATE_DIR=str(self.home / "agent"), NEARBOX_FAULT_FILE=str(self.faults),
                         NB_TEST_HOME=str(self.home), LC_ALL="C.UTF-8")
         for name in ("state", "run", "mnt", "dir"):
             (self.home / name).mkdir(mode=0o700)
@@ -248,8 +257,8 @@ class Case(unittest.TestCase):
 
     def serve(self, *options):
         """Starts `nearbox serve` and points the environment at it; returns its process."""
-        process = self.popen(NEARBOX, "serve", "--json", *options, stdout=subprocess.PIPE,
-                             stderr=open(self.home / "serve.log", "wb"))
+        with open(self.home / "serve.log", "wb") as log:
+            process = self.popen(NEARBOX, "serve", "--json", *options, stdout=subprocess.PIPE, stderr=log)
         line = process.stdout.readline()
         if not line:
             self.fail(f"nearbox serve ended: {(self.home / 'serve.log').read_text()}")

@@ -26,19 +26,7 @@ class BadInput(nbtest.Case):
         left = nbtest.mounts_below(str(self.home))
         self.assertEqual(left, [])
         # A daemon ends by itself a few seconds after its last use.
-        keep = {p.pid for p in getattr(self, "processes", [])}
-        nbtest.wait_for(lambda: not [p for p in self.ours() if p not in keep], "nothing is left running", 20)
-
-    def ours(self):
-        out = []
-        for pid in nbtest.descendants_of_home(self.home):
-            try:
-                with open(f"/proc/{pid}/comm", encoding="utf-8") as f:
-                    if f.read().strip() in ("nearbox",) and b"daemon" in open(f"/proc/{pid}/cmdline", "rb").read():
-                        out.append(pid)
-            except OSError:
-                pass
-        return out
+        nbtest.wait_for(lambda: not self.processes("nearbox", "daemon --target"), "nothing is left running", 20)
 
     def test_no_key(self):
         self.refused("mount", "i4k2m9x0example", self.mnt, code=3, text=["E2B_API_KEY"], error_code="auth.missing")

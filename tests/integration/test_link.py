@@ -27,8 +27,10 @@ class Link(nbtest.Case):
 
     def run_printer(self, disturb):
         process = self.popen(NEARBOX, "exec", self.id, "--ring", "65536", "--", "sh", "-c", PRINTER,
-                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        first = process.stdout.read(10_000)
+                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+        first = b""  # unbuffered: communicate() reads the descriptor itself
+        while len(first) < 10_000:
+            first += process.stdout.read(10_000)
         disturb()
         rest, err = process.communicate(timeout=120)
         self.assertEqual(process.returncode, 42, (err, self.logs()))

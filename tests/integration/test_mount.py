@@ -59,6 +59,14 @@ def pwrite(path, data, offset):
         os.close(fd)
 
 
+def with_fd(path, call):
+    fd = os.open(path, os.O_RDWR)
+    try:
+        return call(fd)
+    finally:
+        os.close(fd)
+
+
 def read_file(path):
     with open(path, "rb") as f:
         return f.read()
@@ -215,8 +223,8 @@ def posix_script(root):
     s.do("replaced but open", replaced_but_open, "e/repl")
     s.do("list while deleting", list_while_deleting, "e/many")
     s.do("mmap", mmap_write, "e/map")
-    s.do("fsync", lambda p: os.fsync(os.open(p, os.O_RDONLY)), "e/map")
-    s.do("fallocate", lambda p: os.posix_fallocate(os.open(p, os.O_RDWR), 0, 100_000), "e/map")
+    s.do("fsync", lambda p: with_fd(p, os.fsync), "e/map")
+    s.do("fallocate", lambda p: with_fd(p, lambda fd: os.posix_fallocate(fd, 0, 100_000)), "e/map")
     s.do("size", lambda p: os.stat(p).st_size, "e/map")
     s.do("a component is a file", os.lstat, "e/map/x")
     return s.out

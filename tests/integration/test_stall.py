@@ -161,7 +161,8 @@ class Stall(nbtest.Case):
         begin = time.monotonic()
         done = self.run_cmd("cat", f"{self.mnt}/free/large2", timeout=120)
         self.assertNotEqual(done.returncode, 0)
-        self.assertLess(time.monotonic() - begin, 60)
+        # The kernel asks twice: its read-ahead, then the page itself; each waits its 30 s.
+        self.assertLess(time.monotonic() - begin, 75)
         (self.home / "stalled").unlink()
         # And with the link back the same read works.
         self.assertEqual(len(wait_for(lambda: self.run_cmd("cat", f"{self.mnt}/free/large2").stdout, "read again", 60)),

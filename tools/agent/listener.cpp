@@ -93,7 +93,12 @@ void Listener::run() noexcept {
   pthread_setname_np(pthread_self(), "listener");
   while (!stopping_.load()) {
     struct pollfd wait[2] = {{wake_.get(), POLLIN, 0}, {socket_.get(), POLLIN, 0}};
-    if (::poll(wait, 2, kPollStep) > 0 && (wait[1].revents & POLLIN) != 0 && !stopping_.load()) accept_one();
+    const bool ready = ::poll(wait, 2, kPollStep) > 0;
+    if (ready && (wait[0].revents & POLLIN) != 0) {
+      eventfd_t count = 0;
+      (void)::eventfd_read(wake_.get(), &count);
+    }
+    if (ready && (wait[1].revents & POLLIN) != 0 && !stopping_.load()) accept_one();
     std::list<Connection> finished;
     base::MutexLock lock(mu_);
     for (auto it = connections_.begin(); it != connections_.end();) {

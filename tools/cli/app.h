@@ -21,7 +21,7 @@ struct App {
   std::string config_file;    // --config
   bool verbose = false;
   base::Logger log{2, base::LogLevel::kWarn};
-  int exit_code = 0;          // set by the command that ran
+  std::vector<std::string> rest;  // the words after --, as they are
   std::function<int()> run;   // the chosen command
 };
 

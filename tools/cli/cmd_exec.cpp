@@ -193,6 +193,10 @@ int fail_exec(const App& app, const base::Error& error) {
 }
 
 int run_exec(App& app, const ExecArgs& args) {
+  if (args.command.empty()) {
+    (void)fail(app, api::make_error(api::ErrorCode::kArgMissing, "command is required: nearbox exec SANDBOX -- COMMAND [ARG…]"));
+    return 2;
+  }
   for (const auto& pair : args.env) {
     if (pair.find('=') == std::string::npos || pair.front() == '=') {
       return fail_exec(app, api::make_error(api::ErrorCode::kArgInvalid, "--env is not valid: '" + pair + "' is not K=V"));
@@ -257,9 +261,11 @@ void add_exec(CLI::App& parser, App& app) {
   exec->add_option("--via", args->via, "agent, or envd (E2B's own service)")->check(CLI::IsMember({"agent", "envd"}));
   exec->add_option("--ring", args->ring_bytes, "Bytes of output kept in the sandbox (64 KiB to 64 MiB)");
   exec->add_option("--connect-timeout", args->timeout_s, "Seconds to wait for the sandbox")->check(CLI::Range(1, 3600));
-  exec->add_option("command", args->command, "COMMAND [ARG…], after --")->required();
-  exec->positionals_at_end();
-  exec->callback([&app, args] { app.run = [&app, args] { return run_exec(app, *args); }; });
+  exec->add_option("command", args->command, "COMMAND [ARG…], after --");
+  exec->callback([&app, args] {
+    args->command.insert(args->command.end(), app.rest.begin(), app.rest.end());
+    app.run = [&app, args] { return run_exec(app, *args); };
+  });
 }
 
 }  // namespace nearbox::cli

@@ -6,7 +6,7 @@
 #include <string_view>
 
 #include "client/api/error_code.h"
-#include "client/base/fault.h"
+#include "client/http/curl_util.h"
 #include "fs/fuse/watchdog.h"
 #include "tools/cli/app.h"
 #include "tools/daemon/daemon.h"
@@ -22,11 +22,23 @@ int usage_error(const App& app, const CLI::App& parser, const CLI::ParseError& e
                                    std::string(error.what()) + "; see nearbox --help"));
 }
 
+bool known_command(const CLI::App& parser, const std::string& name) {
+  for (const auto* command : parser.get_subcommands([](const CLI::App*) { return true; })) {
+    if (command->check_name(name)) return true;
+  }
+  return false;
+}
+
 int run(int argc, char** argv) {
   App app;
   const char* provider = std::getenv("NEARBOX_PROVIDER");
   app.local = provider != nullptr && std::string_view(provider) == "local";
-  for (int i = 1; i < argc && std::string_view(argv[i]) != "--"; ++i) {
+  for (int i = 1; i < argc; ++i) {
+    if (std::string_view(argv[i]) == "--") {
+      app.rest.assign(argv + i + 1, argv + argc);
+      argc = i;
+      break;
+    }
     if (std::string_view(argv[i]) == "--json") app.json = true;  // also for errors of the words after it
   }
   CLI::App parser{"nearbox: a remote sandbox as a local folder", "nearbox"};
@@ -43,6 +55,10 @@ int run(int argc, char** argv) {
   add_sandbox(parser, app);
   add_serve(parser, app);
   add_doctor(parser, app);
+  if (argc > 1 && argv[1][0] != '-' && !known_command(parser, argv[1])) {
+    return fail(app, api::make_error(api::ErrorCode::kArgUnknown,
+                                     "unknown argument " + std::string(argv[1]) + "; see nearbox --help"));
+  }
   try {
     parser.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -59,11 +75,15 @@ int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);
   try {
     // Programs of ours that are started by ours, not by people.
-    if (argc > 1 && std::strcmp(argv[1], "daemon") == 0) return nearbox::daemon::daemon_main(argc, argv);
+    if (argc > 1 && std::strcmp(argv[1], "daemon") == 0) {
+      nearbox::http::global_init();
+      return nearbox::daemon::daemon_main(argc, argv);
+    }
     if (argc > 1 && std::strcmp(argv[1], "fuse-watchdog") == 0) return nearbox::fs::watchdog_main(argc, argv);
     if (argc > 1 && std::strcmp(argv[1], "sandbox-init") == 0) {
       return nearbox::sandbox_server::sandbox_init_main(argc, argv);
     }
+    nearbox::http::global_init();
     return nearbox::cli::run(argc, argv);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "nearbox: Internal error: %s\n", error.what());

@@ -71,7 +71,8 @@ class Daemon {
   void answer(ControlConnection& connection, const nlohmann::json& message);
   base::Result<nlohmann::json> handle(const std::string& op, const nlohmann::json& message, Deadline deadline);
   void reap();
-  bool in_use() const { return !clients_.empty() || engine_->mounts() > 0; }
+  // Asking for the status is no use: watching a daemon must not keep it.
+  bool in_use() const { return uses_ > 0 || engine_->mounts() > 0; }
 
   base::UniqueFd listener_;
   base::UniqueFd signals_;
@@ -79,6 +80,8 @@ class Daemon {
   base::Logger& log_;
   std::unique_ptr<Engine> engine_;
   std::list<Client> clients_;  // main thread only
+  std::atomic<int> uses_{0};
+  std::atomic<bool> used_{false};  // since the main thread last looked
   std::atomic<bool> stop_{false};
 };
 
@@ -86,7 +89,7 @@ void Daemon::run() {
   auto idle_since = Clock::now();
   while (!stop_) {
     reap();
-    if (in_use()) idle_since = Clock::now();
+    if (used_.exchange(false) || in_use()) idle_since = Clock::now();
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(idle_since + kLinger - Clock::now());
     if (!in_use() && left <= 0ms) break;
     pollfd fds[3] = {{listener_.get(), POLLIN, 0}, {signals_.get(), POLLIN, 0}, {wake_.get(), POLLIN, 0}};
@@ -144,7 +147,13 @@ void Daemon::serve(Client& client) noexcept {
     const nlohmann::json hello = {{"control", kControlVersion}, {"version", NEARBOX_VERSION}, {"pid", ::getpid()}};
     if (connection.write_json(hello, Clock::now() + kHelloDeadline)) {
       auto message = connection.read_json(Clock::now() + kHelloDeadline);
-      if (message && message->is_object()) answer(connection, *message);
+      if (message && message->is_object()) {
+        const bool use = message->value("op", std::string()) != "status";
+        if (use) ++uses_;
+        answer(connection, *message);
+        if (use) used_ = true;
+        if (use) --uses_;
+      }
     }
     connection.shutdown();
   } catch (const std::exception& error) {

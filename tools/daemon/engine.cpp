@@ -64,6 +64,7 @@ base::Error no_remote(const std::string& dir, const base::Error& error) {
 
 // The names that users and scripts know for what keeps a mount from being made.
 base::Error mount_error(base::Error error) {
+  if (error.code.category() == api::nearbox_category()) return error;
   const auto text = error.context;
   switch (error.as_errno()) {
     case ENOENT: return api::make_error(api::ErrorCode::kLocalNotFound, "Local path not found: " + text);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Starts one server for a test file and ends it again.
 import { spawn } from 'node:child_process'
-import { mkdtemp, rm } from 'node:fs/promises'
+import { chown, mkdtemp, rm } from 'node:fs/promises'
 import { once } from 'node:events'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -10,12 +10,19 @@ import { createInterface } from 'node:readline'
 const program = process.env.NEARBOX_SERVE
 if (!program) throw new Error('NEARBOX_SERVE must name the server program')
 
+export const serverArgs = (process.env.NEARBOX_SERVE_ARGS ?? '').split(' ').filter(Boolean)
+export const plain = serverArgs.includes('--plain')
+// The user the server runs as; root's tests run it as an ordinary one, too.
+const uid = Number(process.env.NEARBOX_E2E_UID ?? 0)
+export const identity = uid && process.getuid() === 0 ? { uid, gid: uid } : {}
+
 export async function startServer({ args = [], env = {} } = {}) {
   const data = await mkdtemp(join(tmpdir(), 'nearbox-e2e-'))
-  const words = [...(process.env.NEARBOX_SERVE_ARGS ?? '').split(' ').filter(Boolean)]
-  const child = spawn(program, [...words, '--listen', '127.0.0.1:0', '--data', data, '--json', ...args], {
+  if (identity.uid !== undefined) await chown(data, identity.uid, identity.gid)
+  const child = spawn(program, [...serverArgs, '--listen', '127.0.0.1:0', '--data', data, '--json', ...args], {
     stdio: ['ignore', 'pipe', 'inherit'],
     env: { ...process.env, ...env },
+    ...identity,
   })
   const exited = once(child, 'exit')
   const line = await Promise.race([

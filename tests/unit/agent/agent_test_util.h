@@ -24,8 +24,9 @@ namespace nearbox::agent::test {
 // A directory of the test's own, removed at its end unless the test failed.
 class TempDir {
  public:
-  TempDir() {
-    std::string name = (std::filesystem::temp_directory_path() / "nearbox-agent-XXXXXX").string();
+  TempDir() : TempDir(std::filesystem::temp_directory_path()) {}
+  explicit TempDir(const std::filesystem::path& below) {
+    std::string name = (below / "nearbox-agent-XXXXXX").string();
     path = ::mkdtemp(name.data());
   }
   ~TempDir() {
@@ -37,6 +38,12 @@ class TempDir {
   std::string operator/(const std::string& name) const { return path + "/" + name; }
   std::string path;
 };
+
+// Memory where there is some: for tests that make thousands of files.
+inline std::filesystem::path fast_directory() {
+  return ::access("/dev/shm", W_OK) == 0 ? std::filesystem::path("/dev/shm")
+                                         : std::filesystem::temp_directory_path();
+}
 
 inline void write_file(const std::string& path, const std::string& text) {
   std::ofstream(path, std::ios::binary | std::ios::trunc) << text;

@@ -270,11 +270,14 @@ TEST_F(ProcTableTest, GrandchildWithThePipesDoesNotDelayTheExit) {
 
 TEST_F(ProcTableTest, GrandchildThatNeverStopsWritingDoesNotDelayTheExit) {
   TempDir dir;
-  shell(1, "(while ! [ -e " + (dir / "stop") + " ]; do echo noise; done) & echo $! >&2; exit 6",
+  shell(1,
+        "(while ! [ -e " + (dir / "stop") + " ]; do echo noise; done; echo > " + (dir / "stopped") +
+            ") & exit 6",
         wire::kProcNoLogin | wire::kProcBackground);
   ASSERT_TRUE(wait_exit(1));
   EXPECT_EQ(exits[1].front().code, 6);
   std::ofstream(dir / "stop") << "";
+  EXPECT_TRUE(eventually([&] { return ::access((dir / "stopped").c_str(), F_OK) == 0; }));
 }
 
 }  // namespace

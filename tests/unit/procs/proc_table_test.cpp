@@ -111,7 +111,8 @@ TEST_F(ProcTableTest, WorksInTheDirectoryAskedFor) {
   auto home = request(2, {"pwd"});
   home.cwd = "";
   start(home);
-  EXPECT_EQ(read_all(2).out, find_account(default_options().sandbox_user)->home + "\n");
+  const auto wanted = find_account(default_options().sandbox_user)->home;
+  EXPECT_EQ(read_all(2).out, (::access(wanted.c_str(), X_OK) == 0 ? wanted : "/") + "\n");
 }
 
 TEST_F(ProcTableTest, RunsAsAnotherUser) {
@@ -156,12 +157,12 @@ TEST_F(ProcTableTest, OwnSessionCleanSignalsAndDescriptors) {
 
 TEST_F(ProcTableTest, SignalsReachTheWholeGroup) {
   TempDir dir;
-  shell(1, "(trap 'echo grandchild >&2; exit' TERM; sleep 60 & touch " + (dir / "ready") +
-               "; wait) & trap 'wait; exit 3' TERM; wait; exit 3");
+  shell(1, "trap 'wait; exit 3' TERM; (trap 'echo grandchild; exit' TERM; touch " + (dir / "ready") +
+               "; while :; do sleep 0.05; done) & wait; exit 3");
   ASSERT_TRUE(eventually([&] { return ::access((dir / "ready").c_str(), F_OK) == 0; }));
   EXPECT_TRUE(table->signal({1, SIGTERM, true}));
   const auto seen = read_all(1);
-  EXPECT_EQ(seen.err, "grandchild\n");
+  EXPECT_EQ(seen.out, "grandchild\n");  // stderr is the shell's own, which may tell that sleep died
   EXPECT_EQ(seen.code, 3);
   EXPECT_EQ(table->signal({1, SIGTERM, true}).error().as_errno(), ESRCH);
   EXPECT_EQ(table->signal({9, SIGTERM, true}).error().as_errno(), ENOENT);
@@ -169,7 +170,7 @@ TEST_F(ProcTableTest, SignalsReachTheWholeGroup) {
 }
 
 TEST_F(ProcTableTest, DeathBySignalIsTold) {
-  shell(1, "sleep 1000");
+  shell(1, "exec sleep 1000");
   EXPECT_TRUE(table->signal({1, SIGKILL, false}));
   const auto seen = read_all(1);
   EXPECT_EQ(seen.code, -1);

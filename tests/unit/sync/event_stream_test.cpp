@@ -144,6 +144,7 @@ TEST_F(EventStreamTest, DeliversOnceInOrderOverManyLosses) {
   for (int i = 1; i <= kEvents; ++i) ASSERT_EQ(got[static_cast<std::size_t>(i)], i);
   EXPECT_TRUE(eventually([&] { return agent.confirmed == kEvents; }));
   EXPECT_LT(agent.confirms.load(), 1000);
+  EXPECT_EQ(link.calls_made(Method::kSubscribe), 1u);
 }
 
 TEST_F(EventStreamTest, ANewInstanceStartsFromItsFirstEvent) {
@@ -190,6 +191,7 @@ TEST_F(EventStreamTest, ResumesAfterTheLastWholeEvent) {
   ASSERT_TRUE(hears(3));
   EXPECT_EQ(all(), (std::vector<std::int64_t>{-1, 10, 11}));
   link.do_now([this] { EXPECT_EQ(agent.asked_.back().after_seq, 1u); });
+  EXPECT_EQ(link.calls_made(Method::kSubscribe), 1u) << "the call went on: it was not mended by another";
 }
 
 TEST_F(EventStreamTest, AGapIsNeverSteppedOver) {

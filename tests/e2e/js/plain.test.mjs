@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// Without namespaces: what still holds.
+import assert from 'node:assert/strict'
+import { readdirSync, readFileSync } from 'node:fs'
+import { after, before, test } from 'node:test'
+import { startServer, until } from './harness.mjs'
+
+let server
+let Sandbox
+
+before(async () => {
+  server = await startServer({ args: ['--plain'] })
+  ;({ Sandbox } = await import('e2b'))
+})
+
+after(() => server.stop())
+
+function running(mark) {
+  return readdirSync('/proc').filter((name) => {
+    if (!/^\d+$/.test(name)) return false
+    try {
+      return readFileSync(`/proc/${name}/cmdline`, 'utf8').split('\0').includes(mark)
+    } catch {
+      return false
+    }
+  })
+}
+
+test('files and commands in a home of its own', async () => {
+  const sandbox = await Sandbox.create()
+  await sandbox.files.write('a/b.txt', 'text')
+  const { stdout } = await sandbox.commands.run('pwd; cat a/b.txt; echo $HOME')
+  const home = `${server.data}/sandboxes/${sandbox.sandboxId}/home`
+  assert.equal(stdout, `${home}\ntext${home}\n`)
+  assert.deepEqual((await sandbox.files.list('')).map((entry) => entry.name), ['a'])
+  await sandbox.kill()
+})
+
+test('pause, resume and kill reach detached processes', async () => {
+  const sandbox = await Sandbox.create()
+  await sandbox.commands.run('setsid sh -c "while :; do echo x >> ticks; sleep 0.02; done" </dev/null >/dev/null 2>&1 &')
+  await sandbox.commands.run('setsid sleep 4343.75 </dev/null >/dev/null 2>&1 &')
+  const file = `${server.data}/sandboxes/${sandbox.sandboxId}/home/ticks`
+  const size = () => {
+    try {
+      return readFileSync(file).length
+    } catch {
+      return 0
+    }
+  }
+  await until(() => size() > 0, 'ticks')
+  await sandbox.pause()
+  const [pid] = running('4343.75')
+  assert.match(readFileSync(`/proc/${pid}/stat`, 'utf8'), /\) T /)
+  const stopped = size()
+  const again = await Sandbox.connect(sandbox.sandboxId)
+  await until(() => size() > stopped, 'more ticks')
+  await again.kill()
+  assert.deepEqual(running('4343.75'), [])
+})
+
+test('a killed server leaves no process', async () => {
+  const other = await startServer({ args: ['--plain'] })
+  const sandbox = await Sandbox.create({ apiUrl: other.apiUrl, sandboxUrl: other.sandboxUrl, apiKey: other.key })
+  await sandbox.commands.run('setsid sleep 4343.5 </dev/null >/dev/null 2>&1 &')
+  assert.equal(running('4343.5').length, 1)
+  await other.kill9()
+  await until(() => running('4343.5').length === 0, 'the end')
+  await other.stop()
+})
