@@ -139,7 +139,10 @@ int serve(const ServeCommand& command) {
     if (!carrier) return std::move(carrier).error();
     return std::unique_ptr<channel::Carrier>(std::move(*carrier));
   };
-  return serve_command(command, channel::accept_websocket, local);
+  const CarrierMaker tcp = [](base::UniqueFd socket, channel::Deadline deadline) {
+    return channel::accept_websocket(std::move(socket), deadline);
+  };
+  return serve_command(command, tcp, local);
 }
 
 }  // namespace
