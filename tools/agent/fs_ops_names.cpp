@@ -246,7 +246,8 @@ void fill_parents(const Place& from, const Place& to, wire::OpDone& done) {
 
 Result<void> do_rename(OpContext& context, const wire::Op& op, wire::OpDone& done) {
   if (op.path.empty() || op.path2.empty()) return base::errno_error(EBUSY, "root");
-  if ((op.flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE)) != 0) return base::errno_error(EINVAL, "flags");
+  constexpr unsigned kKnown = RENAME_NOREPLACE | RENAME_EXCHANGE;
+  if ((op.flags & ~kKnown) != 0) return base::errno_error(EINVAL, "flags");
   auto from = place_of(context, op);
   if (!from) return std::move(from).error();
   auto to = place_in(context, op.root, op.path2, op.expect2);

@@ -98,6 +98,7 @@ TEST_P(Paths, NamesMayHaveAnyBytes) {
     op.kind = wire::OpKind::kCreate;
     op.root = number;
     op.path = "sub/" + name;
+    op.mode = 0644;
     op.flags = O_EXCL;
     op.uid = op.gid = wire::kOwnerUser;
     EXPECT_EQ(apply_op(context, op).error, 0) << name;
