@@ -18,6 +18,9 @@ namespace {
 namespace beast = boost::beast;
 namespace http = boost::beast::http;
 
+// Beast reads no more at once than its buffer has room for, which is 512 bytes unless reserved.
+constexpr std::size_t kReadAhead = 128 * 1024;
+constexpr std::size_t kMaxBuffer = 256 * 1024;
 // Beast 1.74 takes "no limit" for the smallest one.
 constexpr std::uint64_t kNoBodyLimit = std::numeric_limits<std::uint64_t>::max();
 
@@ -256,6 +259,7 @@ class BeastResponseReader final : public ResponseReader {
  public:
   BeastResponseReader(SocketStream& stream, bool head_request)
       : adapter_(stream), head_request_(head_request) {
+    buffer_.reserve(kReadAhead);
     renew();
   }
   base::Result<ResponseHead> read_head() override {
@@ -292,7 +296,7 @@ class BeastResponseReader final : public ResponseReader {
   }
   BeastStream adapter_;
   bool head_request_;
-  beast::flat_buffer buffer_{kMaxHeaderBytes * 2};
+  beast::flat_buffer buffer_{kMaxBuffer};
   std::unique_ptr<http::response_parser<http::buffer_body>> parser_;
 };
 
@@ -301,7 +305,8 @@ class BeastResponseReader final : public ResponseReader {
 void serve_connection(base::UniqueFd fd, int stop_fd, const Handler& handler,
                       const std::function<void(bool)>& idle, base::Logger& log) {
   SocketStream stream(std::move(fd), stop_fd);
-  beast::flat_buffer buffer{kMaxHeaderBytes * 2};
+  beast::flat_buffer buffer{kMaxBuffer};
+  buffer.reserve(kReadAhead);
   try {
     while (serve_one(stream, buffer, handler, idle)) {
     }
