@@ -113,7 +113,8 @@ base::Result<base::UniqueFd> mount_as_root(const std::string& path, const MountO
   std::ostringstream data;
   data << "fd=" << fd.get() << ",rootmode=40000,user_id=" << ::getuid() << ",group_id=" << ::getgid()
        << ",default_permissions" << (options.allow_other ? ",allow_other" : "");
-  const unsigned long flags = MS_NOSUID | MS_NODEV | (options.noexec ? static_cast<unsigned long>(MS_NOEXEC) : 0UL);
+  const unsigned long flags =
+      MS_NOSUID | MS_NODEV | (options.noexec ? static_cast<unsigned long>(MS_NOEXEC) : 0UL);
   if (::mount("nearbox", path.c_str(), kFsType.data(), flags, data.str().c_str()) != 0) {
     const int error = errno;
     return no_fuse(error, error == EPERM ? "mounting is not permitted; a container needs --cap-add SYS_ADMIN"
@@ -163,10 +164,13 @@ base::Result<base::UniqueFd> mount_as_user(const std::string& path, const MountO
   }
   auto fd = receive_fd(ours.get());
   if (outcome->status == 0 && fd) return fd;
-  const bool device = ::access(kFuseDevice, F_OK) != 0;
-  return no_fuse(device ? ENODEV : EACCES,
-                 device ? "/dev/fuse is missing; load the kernel module (modprobe fuse)"
-                        : "fusermount3 refused: " + outcome->text);
+  if (::access(kFuseDevice, F_OK) != 0) {
+    return no_fuse(ENODEV, "/dev/fuse is missing; load the kernel module (modprobe fuse)");
+  }
+  if (::access(kFuseDevice, R_OK | W_OK) != 0) {
+    return no_fuse(EACCES, "/dev/fuse is not open to this user; as root: chmod 666 /dev/fuse");
+  }
+  return no_fuse(EACCES, "fusermount3 refused: " + outcome->text);
 }
 
 }  // namespace
