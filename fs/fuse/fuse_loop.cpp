@@ -242,8 +242,8 @@ void MountSession::Impl::detach(bool lazy, Clock::time_point deadline, base::Res
 }
 
 base::Result<void> MountSession::Impl::unmount(Clock::time_point deadline) {
-  constexpr std::chrono::seconds kStep{5};    // of umount(2), which may wait for write-out
-  constexpr std::chrono::seconds kLetGo{3};   // for programs that have files open, after the lazy detach
+  constexpr std::chrono::seconds kStep{5};   // of umount(2), which may wait for write-out
+  constexpr std::chrono::seconds kLetGo{3};  // for programs that have files open, after the lazy detach
   if (!point) return {};
   const auto now = Clock::now();
   const auto span = deadline > now ? deadline - now : Clock::duration::zero();

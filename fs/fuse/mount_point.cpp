@@ -168,10 +168,13 @@ base::Result<base::UniqueFd> mount_as_user(const std::string& path, const MountO
   }
   auto fd = receive_fd(ours.get());
   if (outcome->status == 0 && fd) return fd;
-  const bool device = ::access(kFuseDevice, F_OK) != 0;
-  return no_fuse(device ? ENODEV : EACCES,
-                 device ? "/dev/fuse is missing; load the kernel module (modprobe fuse)"
-                        : "fusermount3 refused: " + outcome->text);
+  if (::access(kFuseDevice, F_OK) != 0) {
+    return no_fuse(ENODEV, "/dev/fuse is missing; load the kernel module (modprobe fuse)");
+  }
+  if (::access(kFuseDevice, R_OK | W_OK) != 0) {
+    return no_fuse(EACCES, "/dev/fuse is not open to this user; as root: chmod 666 /dev/fuse");
+  }
+  return no_fuse(EACCES, "fusermount3 refused: " + outcome->text);
 }
 
 }  // namespace

@@ -325,6 +325,33 @@ TEST_F(MountTest, ALostLinkServesWhatIsKnownAndGoesOnAfterwards) {
   EXPECT_EQ(slurp(mnt + "/g"), "after");
 }
 
+TEST_F(MountTest, WithoutALinkCachedThingsAreServedAndNothingHangs) {
+  spill(src + "/known", "cached");
+  spill(src + "/new", "not read yet");
+  start();
+  auto* const session = world->mount(mnt);
+  ASSERT_NE(session, nullptr);
+  EXPECT_EQ(slurp(mnt + "/known"), "cached");
+  world->agent.stop();
+  EXPECT_EQ(slurp(mnt + "/known"), "cached");
+  struct stat st {};
+  EXPECT_EQ(::stat((mnt + "/new").c_str(), &st), 0);
+  EXPECT_EQ(st.st_size, 12);
+  EXPECT_NE(::stat((mnt + "/absent").c_str(), &st), 0);
+  EXPECT_EQ(errno, ENOENT);
+  Child reader({"cat", mnt + "/new"});
+  Child writer({"sh", "-c", "echo x > " + mnt + "/known"});
+  ASSERT_TRUE(eventually([&] { return session->stats().parked >= 2; }));
+  reader.kill();
+  writer.kill();
+  EXPECT_EQ(reader.wait(5s), 128 + SIGKILL);
+  EXPECT_EQ(writer.wait(5s), 128 + SIGKILL);
+  Child last({"cat", mnt + "/new"});
+  ASSERT_TRUE(eventually([&] { return session->stats().parked >= 1; }));
+  EXPECT_TRUE(session->unmount(Clock::now() + 10s).ok());
+  EXPECT_NE(last.wait(5s).value_or(0), 0);
+}
+
 // ---- mountpoints
 
 TEST_F(MountTest, BadMountpointsAreToldApart) {

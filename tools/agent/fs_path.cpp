@@ -23,7 +23,8 @@ std::int64_t nanoseconds(const struct timespec& t) { return t.tv_sec * 1'000'000
 int try_openat2(int root, const char* path, int flags) {
   if (no_openat2.load(std::memory_order_relaxed) || base::fault::active("agent.no_openat2")) return -ENOSYS;
   struct open_how how {};
-  // With O_NOFOLLOW a directory that is a symlink would be ENOTDIR; without it RESOLVE_NO_SYMLINKS says ELOOP.
+  // With O_NOFOLLOW a directory that is a symlink would be ENOTDIR; without it RESOLVE_NO_SYMLINKS says
+  // ELOOP.
   how.flags = static_cast<std::uint64_t>((flags & O_DIRECTORY) != 0 ? flags & ~O_NOFOLLOW : flags);
   how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
   for (int i = 0; i < kMaxAgain; ++i) {

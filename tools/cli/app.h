@@ -17,12 +17,12 @@ namespace nearbox::cli {
 // What all commands share: the global flags and how results and errors are printed.
 struct App {
   bool json = false;
-  bool local = false;         // --local or NEARBOX_PROVIDER=local
-  std::string config_file;    // --config
+  bool local = false;       // --local or NEARBOX_PROVIDER=local
+  std::string config_file;  // --config
   bool verbose = false;
   base::Logger log{2, base::LogLevel::kWarn};
   std::vector<std::string> rest;  // the words after --, as they are
-  std::function<int()> run;   // the chosen command
+  std::function<int()> run;       // the chosen command
 };
 
 // Prints `nearbox: TEXT` on stderr, or the JSON object on stdout with --json; returns the exit code.
@@ -35,9 +35,9 @@ std::string printable(std::string_view text);
 // Each adds its subcommand(s) to the parser.
 void add_serve(CLI::App& parser, App& app);
 void add_sandbox(CLI::App& parser, App& app);
-void add_mount(CLI::App& parser, App& app);    // mount, unmount
+void add_mount(CLI::App& parser, App& app);  // mount, unmount
 void add_exec(CLI::App& parser, App& app);
-void add_status(CLI::App& parser, App& app);   // status, flush
+void add_status(CLI::App& parser, App& app);  // status, flush
 void add_doctor(CLI::App& parser, App& app);
 
 }  // namespace nearbox::cli

@@ -24,8 +24,9 @@ struct Check {
 Check check_fuse() {
   Check check{"fuse", false, false, ""};
   if (::access("/dev/fuse", F_OK) != 0) {
-    check.text = "/dev/fuse is missing: load the module (modprobe fuse) or give the container the device; "
-                 "everything but mounts works without";
+    check.text =
+        "/dev/fuse is missing: load the module (modprobe fuse) or give the container the device; "
+        "everything but mounts works without";
     return check;
   }
   const base::UniqueFd fd(::open("/dev/fuse", O_RDWR | O_CLOEXEC));
@@ -94,7 +95,10 @@ int run_doctor(App& app) {
     if (!check.ok && check.needed) fine = false;
     list.push_back({{"name", check.name}, {"ok", check.ok}, {"needed", check.needed}, {"text", check.text}});
     if (!app.json) {
-      std::printf("%-16s %s  %s\n", check.name.c_str(), check.ok ? "ok  " : check.needed ? "FAIL" : "warn",
+      std::printf("%-16s %s  %s\n", check.name.c_str(),
+                  check.ok       ? "ok  "
+                  : check.needed ? "FAIL"
+                                 : "warn",
                   printable(check.text).c_str());
     }
   }

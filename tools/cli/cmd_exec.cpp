@@ -109,15 +109,18 @@ void ExecClient::handle_json(const nlohmann::json& message) {
 
 bool ExecClient::handle(const daemon::ControlFrame& frame) {
   switch (frame.type) {
-    case daemon::ControlType::kStdout: return write_all(1, frame.payload);
-    case daemon::ControlType::kStderr: return write_all(2, frame.payload);
+    case daemon::ControlType::kStdout:
+      return write_all(1, frame.payload);
+    case daemon::ControlType::kStderr:
+      return write_all(2, frame.payload);
     case daemon::ControlType::kJson:
       if (auto message = daemon::parse_json(frame.payload); message && message->is_object()) {
         handle_json(*message);
         return true;
       }
       return false;
-    default: return false;
+    default:
+      return false;
   }
 }
 
@@ -127,7 +130,8 @@ void ExecClient::handle_signal() {
   const auto deadline = Clock::now() + 10s;
   if (info.ssi_signo == SIGWINCH) {
     const auto size = terminal_size();
-    if (tty_) (void)connection_.write_json({{"resize", {{"rows", size.ws_row}, {"cols", size.ws_col}}}}, deadline);
+    if (tty_)
+      (void)connection_.write_json({{"resize", {{"rows", size.ws_row}, {"cols", size.ws_col}}}}, deadline);
     return;
   }
   (void)connection_.write_json({{"signal", info.ssi_signo}}, deadline);
@@ -144,19 +148,22 @@ void ExecClient::forward_input() {
     return;
   }
   sent_ += static_cast<std::uint64_t>(n);
-  (void)connection_.write(daemon::ControlType::kStdin, std::string_view(buffer, static_cast<std::size_t>(n)), deadline);
+  (void)connection_.write(daemon::ControlType::kStdin, std::string_view(buffer, static_cast<std::size_t>(n)),
+                          deadline);
 }
 
 int ExecClient::loop() {
   sigset_t set;
   sigemptyset(&set);
-  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH, SIGUSR1, SIGUSR2}) sigaddset(&set, signal);
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH, SIGUSR1, SIGUSR2})
+    sigaddset(&set, signal);
   (void)::sigprocmask(SIG_BLOCK, &set, nullptr);
   signals_.reset(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
   const RawTerminal raw(tty_);
   while (!over_) {
     const bool read_input = input_ && sent_ - taken_ < kInputWindow;
-    pollfd fds[3] = {{connection_.fd(), POLLIN, 0}, {signals_.get(), POLLIN, 0}, {read_input ? 0 : -1, POLLIN, 0}};
+    pollfd fds[3] = {
+        {connection_.fd(), POLLIN, 0}, {signals_.get(), POLLIN, 0}, {read_input ? 0 : -1, POLLIN, 0}};
     if (::poll(fds, 3, 60'000) < 0 && errno != EINTR) break;
     if ((fds[1].revents & POLLIN) != 0) handle_signal();
     if ((fds[2].revents & (POLLIN | POLLHUP | POLLERR | POLLNVAL)) != 0) forward_input();
@@ -194,17 +201,20 @@ int fail_exec(const App& app, const base::Error& error) {
 
 int run_exec(App& app, const ExecArgs& args) {
   if (args.command.empty()) {
-    (void)fail(app, api::make_error(api::ErrorCode::kArgMissing, "command is required: nearbox exec SANDBOX -- COMMAND [ARG…]"));
+    (void)fail(app, api::make_error(api::ErrorCode::kArgMissing,
+                                    "command is required: nearbox exec SANDBOX -- COMMAND [ARG…]"));
     return 2;
   }
   for (const auto& pair : args.env) {
     if (pair.find('=') == std::string::npos || pair.front() == '=') {
-      return fail_exec(app, api::make_error(api::ErrorCode::kArgInvalid, "--env is not valid: '" + pair + "' is not K=V"));
+      return fail_exec(
+          app, api::make_error(api::ErrorCode::kArgInvalid, "--env is not valid: '" + pair + "' is not K=V"));
     }
   }
   const auto deadline = Clock::now() + std::chrono::seconds(args.timeout_s);
   if (args.via == "envd") {
-    return exec_via_envd(app, {args.target, args.cwd, args.env, args.user, args.command, !args.no_stdin}, deadline);
+    return exec_via_envd(app, {args.target, args.cwd, args.env, args.user, args.command, !args.no_stdin},
+                         deadline);
   }
   auto opened = open_daemon(app, args.target, deadline);
   if (!opened) return fail_exec(app, opened.error());
@@ -227,14 +237,16 @@ int run_exec(App& app, const ExecArgs& args) {
   try {
     text = message.dump();
   } catch (const nlohmann::json::exception&) {
-    return fail_exec(app, api::make_error(api::ErrorCode::kArgInvalid, "COMMAND is not valid: its words must be UTF-8"));
+    return fail_exec(
+        app, api::make_error(api::ErrorCode::kArgInvalid, "COMMAND is not valid: its words must be UTF-8"));
   }
   if (auto sent = opened->connection->write(daemon::ControlType::kJson, text, deadline); !sent) {
     return fail_exec(app, sent.error());
   }
   auto first = opened->connection->read_json(deadline + 30s);
   if (!first) return fail_exec(app, first.error());
-  if (const auto error = first->find("error"); error != first->end()) return fail_exec(app, daemon::error_from(*error));
+  if (const auto error = first->find("error"); error != first->end())
+    return fail_exec(app, daemon::error_from(*error));
   if (args.detach) {
     if (app.json) {
       print_json(first->value("started", nlohmann::json::object()));
@@ -253,14 +265,18 @@ void add_exec(CLI::App& parser, App& app) {
   auto* exec = parser.add_subcommand("exec", "Run a command in the sandbox");
   exec->add_option("target", args->target, "SANDBOX[:DIR]")->required();
   exec->add_option("-C,--cwd", args->cwd, "Directory to run in (default: DIR, else the user's home)");
-  exec->add_option("-e,--env", args->env, "K=V for the command; may be repeated")->take_all()->allow_extra_args(false);
+  exec->add_option("-e,--env", args->env, "K=V for the command; may be repeated")
+      ->take_all()
+      ->allow_extra_args(false);
   exec->add_option("-u,--user", args->user, "User in the sandbox");
   exec->add_flag("-t,--tty", args->tty, "Give the command a terminal");
   exec->add_flag("-n,--no-stdin", args->no_stdin, "The command's stdin is /dev/null");
   exec->add_flag("-d,--detach", args->detach, "Return as soon as it runs");
-  exec->add_option("--via", args->via, "agent, or envd (E2B's own service)")->check(CLI::IsMember({"agent", "envd"}));
+  exec->add_option("--via", args->via, "agent, or envd (E2B's own service)")
+      ->check(CLI::IsMember({"agent", "envd"}));
   exec->add_option("--ring", args->ring_bytes, "Bytes of output kept in the sandbox (64 KiB to 64 MiB)");
-  exec->add_option("--connect-timeout", args->timeout_s, "Seconds to wait for the sandbox")->check(CLI::Range(1, 3600));
+  exec->add_option("--connect-timeout", args->timeout_s, "Seconds to wait for the sandbox")
+      ->check(CLI::Range(1, 3600));
   exec->add_option("command", args->command, "COMMAND [ARG…], after --");
   exec->callback([&app, args] {
     args->command.insert(args->command.end(), app.rest.begin(), app.rest.end());

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <climits>
 #include <cstdio>
 #include <cstdlib>
+
+#include <climits>
 
 #include "client/api/error_code.h"
 #include "tools/cli/app.h"
@@ -92,17 +93,21 @@ int run_unmount(App& app, const UnmountArgs& args) {
 void add_mount(CLI::App& parser, App& app) {
   auto args = std::make_shared<MountArgs>();
   auto* mount = parser.add_subcommand("mount", "Show a sandbox's directory as a local folder");
-  mount->add_option("target", args->target, "SANDBOX[:DIR]: ID, local:NAME, ssh:HOST or docker:CONTAINER")->required();
+  mount->add_option("target", args->target, "SANDBOX[:DIR]: ID, local:NAME, ssh:HOST or docker:CONTAINER")
+      ->required();
   mount->add_option("mountpoint", args->mountpoint, "An empty local directory")->required();
   mount->add_option("--symlinks", args->symlinks, "Links that lead outside: contain (refuse), raw, rebase")
       ->check(CLI::IsMember({"contain", "raw", "rebase"}));
-  mount->add_option("--owner", args->owner, "map: all files are yours; numeric: the sandbox's numbers (root only)")
+  mount
+      ->add_option("--owner", args->owner,
+                   "map: all files are yours; numeric: the sandbox's numbers (root only)")
       ->check(CLI::IsMember({"map", "numeric"}));
   mount->add_flag("--noexec", args->noexec, "No programs are run from the mount");
   mount->add_flag("--allow-other", args->allow_other, "Other users may look in too");
   mount->add_flag("--read-only", args->read_only, "No writes");
   mount->add_flag("--nonempty", args->nonempty, "The mountpoint may hold files, which the mount hides");
-  mount->add_option("--timeout", args->timeout_s, "Seconds to wait until it is usable")->check(CLI::Range(1, 3600));
+  mount->add_option("--timeout", args->timeout_s, "Seconds to wait until it is usable")
+      ->check(CLI::Range(1, 3600));
   mount->callback([&app, args] { app.run = [&app, args] { return run_mount(app, *args); }; });
 
   auto off = std::make_shared<UnmountArgs>();

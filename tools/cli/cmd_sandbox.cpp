@@ -40,15 +40,18 @@ base::Result<std::unique_ptr<Plane>> open_plane(const App& app) {
 
 const char* state_name(api::SandboxState state) {
   switch (state) {
-    case api::SandboxState::kRunning: return "running";
-    case api::SandboxState::kPaused: return "paused";
-    case api::SandboxState::kOther: break;
+    case api::SandboxState::kRunning:
+      return "running";
+    case api::SandboxState::kPaused:
+      return "paused";
+    case api::SandboxState::kOther:
+      break;
   }
   return "other";
 }
 
 nlohmann::json describe(const api::SandboxInfo& info) {
-  return {{"sandbox_id", info.id.str()},  {"template", info.template_id}, {"state", state_name(info.state)},
+  return {{"sandbox_id", info.id.str()},   {"template", info.template_id}, {"state", state_name(info.state)},
           {"started_at", info.started_at}, {"end_at", info.end_at},        {"cpu_count", info.cpu_count},
           {"memory_mb", info.memory_mb},   {"disk_mb", info.disk_mb},      {"metadata", info.metadata}};
 }
@@ -74,7 +77,8 @@ int run_create(App& app, const CreateArgs& args) {
   for (const auto& pair : args.metadata) {
     const auto equals = pair.find('=');
     if (equals == std::string::npos || equals == 0) {
-      return fail(app, api::make_error(api::ErrorCode::kArgInvalid, "--metadata is not valid: '" + pair + "' is not K=V"));
+      return fail(app, api::make_error(api::ErrorCode::kArgInvalid,
+                                       "--metadata is not valid: '" + pair + "' is not K=V"));
     }
     options.metadata[pair.substr(0, equals)] = pair.substr(equals + 1);
   }
@@ -101,7 +105,8 @@ int run_list(App& app) {
                 printable(info.template_id).c_str(), printable(info.end_at).c_str());
   }
   if (app.json) print_json({{"sandboxes", rows}, {"complete", list->complete}});
-  if (!app.json && list->sandboxes.empty()) std::printf("no sandboxes; make one with nearbox sandbox create\n");
+  if (!app.json && list->sandboxes.empty())
+    std::printf("no sandboxes; make one with nearbox sandbox create\n");
   return 0;
 }
 
@@ -125,7 +130,8 @@ int run_info(App& app, const std::string& text) {
     return 0;
   }
   for (const auto& [key, item] : value.items()) {
-    std::printf("%-12s %s\n", key.c_str(), printable(item.is_string() ? item.get<std::string>() : item.dump()).c_str());
+    std::printf("%-12s %s\n", key.c_str(),
+                printable(item.is_string() ? item.get<std::string>() : item.dump()).c_str());
   }
   return 0;
 }

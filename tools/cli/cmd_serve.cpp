@@ -23,7 +23,8 @@ struct ServeArgs {
 base::Result<std::pair<std::string, std::uint16_t>> parse_listen(const std::string& text) {
   const auto colon = text.rfind(':');
   const auto bad = [&] {
-    return api::make_error(api::ErrorCode::kArgInvalid, "--listen is not valid: '" + text + "' is not HOST:PORT");
+    return api::make_error(api::ErrorCode::kArgInvalid,
+                           "--listen is not valid: '" + text + "' is not HOST:PORT");
   };
   if (colon == std::string::npos || colon == 0) return bad();
   unsigned port = 0;
@@ -42,7 +43,8 @@ int stop_server(App& app) {
     if (app.json) print_json({{"status", "not running"}});
     return 0;
   }
-  if ((*found)->pid <= 1 || ::kill((*found)->pid, SIGTERM) != 0) return fail(app, base::last_errno("end the server"));
+  if ((*found)->pid <= 1 || ::kill((*found)->pid, SIGTERM) != 0)
+    return fail(app, base::last_errno("end the server"));
   if (app.json) print_json({{"status", "stopping"}});
   return 0;
 }
@@ -68,15 +70,16 @@ int run_serve(App& app, const ServeArgs& args) {
   } else if (record) {
     options.data_dir = record->data_dir();
   } else {
-    return fail(app, api::make_error(api::ErrorCode::kArgInvalid,
-                                     "--data is not valid: another server of yours uses the default directory; "
-                                     "give this one its own with --data DIR, or end that one (nearbox serve --stop)"));
+    return fail(app, api::make_error(
+                         api::ErrorCode::kArgInvalid,
+                         "--data is not valid: another server of yours uses the default directory; "
+                         "give this one its own with --data DIR, or end that one (nearbox serve --stop)"));
   }
   auto server = sandbox_server::SandboxServer::start(options, app.log);
   if (!server) return fail(app, server.error());
   if (record) {
-    auto published = record->publish({(*server)->api_url(), (*server)->sandbox_url(),
-                                      base::Secret((*server)->api_key()), ::getpid()});
+    auto published = record->publish(
+        {(*server)->api_url(), (*server)->sandbox_url(), base::Secret((*server)->api_key()), ::getpid()});
     if (!published) return fail(app, published.error());
   }
   if (app.json) {

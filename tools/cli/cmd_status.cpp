@@ -38,7 +38,8 @@ void print_daemon(const nlohmann::json& d) {
   std::printf("\n");
   for (const auto& mount : d.value("mounts", nlohmann::json::array())) {
     std::printf("  %s -> %s%s\n", printable(mount.value("mountpoint", "")).c_str(),
-                printable(mount.value("dir", "")).c_str(), mount.value("loading", false) ? "  (still loading)" : "");
+                printable(mount.value("dir", "")).c_str(),
+                mount.value("loading", false) ? "  (still loading)" : "");
   }
   const auto pending = d.value("pending_operations", 0);
   if (pending > 0) std::printf("  %d operations wait for the sandbox\n", pending);
@@ -97,8 +98,9 @@ int run_flush(App& app, const FlushArgs& args) {
     ++flushed;
   }
   if (flushed == 0 && !path.empty()) {
-    return fail(app, api::make_error(api::ErrorCode::kArgInvalid,
-                                     "PATH is not valid: " + path + " is not in a mount of nearbox; see nearbox status"));
+    return fail(app, api::make_error(
+                         api::ErrorCode::kArgInvalid,
+                         "PATH is not valid: " + path + " is not in a mount of nearbox; see nearbox status"));
   }
   if (app.json) print_json({{"status", "flushed"}, {"daemons", flushed}});
   return 0;

@@ -18,7 +18,8 @@ base::Result<OpenedDaemon> open_daemon(const App& app, const std::string& target
   const bool local = app.local || config->provider == api::Provider::kLocal;
   auto target = daemon::parse_target(target_text, local);
   if (!target) return std::move(target).error();
-  auto service = daemon::service_config(target->provider, *std::move(config), daemon::StartServer::kYes, deadline);
+  auto service =
+      daemon::service_config(target->provider, *std::move(config), daemon::StartServer::kYes, deadline);
   if (!service) return std::move(service).error();
   daemon::StartOptions options;
   options.target = *target;

@@ -74,7 +74,9 @@ class Feeder {
     char buffer[api::kMaxStdinPiece];
     const ssize_t n = ::read(0, buffer, sizeof buffer);
     if (n < 0 && (errno == EINTR || errno == EAGAIN)) return;
-    if (n > 0 && envd_.send_stdin(pid_, std::string_view(buffer, static_cast<std::size_t>(n)), Clock::now() + 1h)) return;
+    if (n > 0 &&
+        envd_.send_stdin(pid_, std::string_view(buffer, static_cast<std::size_t>(n)), Clock::now() + 1h))
+      return;
     input_ = false;
     if (n <= 0) (void)envd_.close_stdin(pid_, Clock::now() + kCall);
   }
@@ -94,10 +96,12 @@ base::Result<int> run(const App& app, const EnvdExec& exec, daemon::Deadline dea
   auto target = daemon::parse_target(exec.target, local);
   if (!target) return std::move(target).error();
   if (target->provider == daemon::Provider::kSsh || target->provider == daemon::Provider::kDocker) {
-    return api::make_error(api::ErrorCode::kArgInvalid,
-                           "--via is not valid: envd runs in sandboxes of E2B and of the embedded server only");
+    return api::make_error(
+        api::ErrorCode::kArgInvalid,
+        "--via is not valid: envd runs in sandboxes of E2B and of the embedded server only");
   }
-  auto service = daemon::service_config(target->provider, *std::move(config), daemon::StartServer::kYes, deadline);
+  auto service =
+      daemon::service_config(target->provider, *std::move(config), daemon::StartServer::kYes, deadline);
   if (!service) return std::move(service).error();
   http::HttpClient client;
   http::HttpControlPlane plane(client, api::control_plane_url(*service), service->api_key);
@@ -112,7 +116,8 @@ base::Result<int> run(const App& app, const EnvdExec& exec, daemon::Deadline dea
   spec.cmd = "/bin/bash";
   spec.args = {"-l", "-c", "exec \"$@\"", "--"};
   spec.args.insert(spec.args.end(), exec.command.begin(), exec.command.end());
-  for (const auto& pair : exec.env) spec.envs[pair.substr(0, pair.find('='))] = pair.substr(pair.find('=') + 1);
+  for (const auto& pair : exec.env)
+    spec.envs[pair.substr(0, pair.find('='))] = pair.substr(pair.find('=') + 1);
   spec.cwd = exec.cwd.empty() ? target->dir : exec.cwd;
   spec.user = exec.user;
   spec.use_stdin = true;

@@ -18,8 +18,8 @@ namespace {
 // Wrong words on the command line: as every other error of arguments.
 int usage_error(const App& app, const CLI::App& parser, const CLI::ParseError& error) {
   if (error.get_exit_code() == 0) return parser.exit(error);  // --help, --version
-  return fail(app, api::make_error(api::ErrorCode::kArgInvalid,
-                                   std::string(error.what()) + "; see nearbox --help"));
+  return fail(
+      app, api::make_error(api::ErrorCode::kArgInvalid, std::string(error.what()) + "; see nearbox --help"));
 }
 
 bool known_command(const CLI::App& parser, const std::string& name) {

@@ -57,7 +57,8 @@ base::Result<AgentBinary> find_agent_binary() {
     if (!hash) return std::move(hash).error();
     return AgentBinary{path, *hash};
   }
-  return api::make_error(api::ErrorCode::kInternal, "nearbox-agent is not beside nearbox (" + candidates.front() +
+  return api::make_error(api::ErrorCode::kInternal, "nearbox-agent is not beside nearbox (" +
+                                                        candidates.front() +
                                                         "); install it there or set NEARBOX_AGENT");
 }
 

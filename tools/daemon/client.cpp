@@ -21,11 +21,11 @@ base::Result<void> hello(ControlConnection& connection, Deadline deadline) {
   const auto version = answer->value("control", 0);
   if (version == kControlVersion) return {};
   const auto pid = answer->value("pid", 0);
-  return api::make_error(api::ErrorCode::kInternal,
-                         "The daemon of this sandbox is nearbox " + answer->value("version", std::string("?")) +
-                             ", this command is " NEARBOX_VERSION
-                             "; unmount what it serves or end it (kill " +
-                             std::to_string(pid) + "), then run the command again");
+  return api::make_error(
+      api::ErrorCode::kInternal,
+      "The daemon of this sandbox is nearbox " + answer->value("version", std::string("?")) +
+          ", this command is " NEARBOX_VERSION "; unmount what it serves or end it (kill " +
+          std::to_string(pid) + "), then run the command again");
 }
 
 bool nobody_listens(const base::Error& error) {

@@ -22,7 +22,8 @@ base::Result<std::unique_ptr<ControlConnection>> connect_daemon(const Layout& la
 
 // The same, and starts one when there is none: in a session of its own, with this environment, its
 // log in its state directory. It reports here when it listens or why it cannot.
-base::Result<std::unique_ptr<ControlConnection>> connect_or_start(const StartOptions& options, Deadline deadline);
+base::Result<std::unique_ptr<ControlConnection>> connect_or_start(const StartOptions& options,
+                                                                  Deadline deadline);
 
 // Sends one request and waits for its answer: the object under "ok", or the error.
 base::Result<nlohmann::json> request(ControlConnection& connection, const nlohmann::json& message,

@@ -15,7 +15,8 @@ namespace {
 // Waits for `events` on `fd`; false at the deadline.
 bool wait_for(int fd, short events, Deadline deadline) {
   while (true) {
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+    const auto left =
+        std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
     pollfd p{fd, events, 0};
     const int timeout = static_cast<int>(std::clamp<std::int64_t>(left.count(), 0, 3'600'000));
     const int n = ::poll(&p, 1, timeout);

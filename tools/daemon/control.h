@@ -19,8 +19,8 @@ using Deadline = std::chrono::steady_clock::time_point;
 // The protocol between commands and the daemon: frames on a unix socket that only its user can open.
 // Frame: u32 little-endian length, one byte type, payload. docs/control.md lists the requests.
 enum class ControlType : std::uint8_t {
-  kJson = 'J',    // request, answer, progress
-  kStdin = 'I',   // client → daemon
+  kJson = 'J',   // request, answer, progress
+  kStdin = 'I',  // client → daemon
   kStdinEof = 'C',
   kStdout = 'O',  // daemon → client
   kStderr = 'E',

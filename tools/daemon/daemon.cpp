@@ -33,7 +33,7 @@ using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kMaxClients = 64;
-constexpr auto kLinger = 3s;          // after the last use, so that a second command finds the link warm
+constexpr auto kLinger = 3s;  // after the last use, so that a second command finds the link warm
 constexpr auto kRequestDeadline = 60s;
 constexpr auto kHelloDeadline = 10s;
 constexpr auto kStopDeadline = 20s;
@@ -51,7 +51,8 @@ class Daemon {
         log_(log) {}
 
   void start(std::unique_ptr<Dialer> dialer, const Layout& layout) {
-    engine_ = std::make_unique<Engine>(std::move(dialer), layout, [this] { wake(); }, log_);
+    engine_ = std::make_unique<Engine>(
+        std::move(dialer), layout, [this] { wake(); }, log_);
   }
   void run();
 
@@ -69,7 +70,8 @@ class Daemon {
   void accept_one();
   void serve(Client& client) noexcept;
   void answer(ControlConnection& connection, const nlohmann::json& message);
-  base::Result<nlohmann::json> handle(const std::string& op, const nlohmann::json& message, Deadline deadline);
+  base::Result<nlohmann::json> handle(const std::string& op, const nlohmann::json& message,
+                                      Deadline deadline);
   void reap();
   // Asking for the status is no use: watching a daemon must not keep it.
   bool in_use() const { return uses_ > 0 || engine_->mounts() > 0; }
@@ -130,8 +132,8 @@ void Daemon::accept_one() {
     ControlConnection connection(std::move(fd));
     const auto error = base::errno_error(EAGAIN, "the daemon already serves " + std::to_string(kMaxClients) +
                                                      " commands; wait for one to end");
-    (void)connection.write_json({{"control", kControlVersion}, {"version", NEARBOX_VERSION}, {"pid", ::getpid()}},
-                                Clock::now() + 1s);
+    (void)connection.write_json(
+        {{"control", kControlVersion}, {"version", NEARBOX_VERSION}, {"pid", ::getpid()}}, Clock::now() + 1s);
     (void)connection.write_json({{"error", error_object(error)}}, Clock::now() + 1s);
     return;
   }
@@ -144,7 +146,8 @@ void Daemon::serve(Client& client) noexcept {
   pthread_setname_np(pthread_self(), "client");
   try {
     auto& connection = *client.connection;
-    const nlohmann::json hello = {{"control", kControlVersion}, {"version", NEARBOX_VERSION}, {"pid", ::getpid()}};
+    const nlohmann::json hello = {
+        {"control", kControlVersion}, {"version", NEARBOX_VERSION}, {"pid", ::getpid()}};
     if (connection.write_json(hello, Clock::now() + kHelloDeadline)) {
       auto message = connection.read_json(Clock::now() + kHelloDeadline);
       if (message && message->is_object()) {
@@ -165,8 +168,9 @@ void Daemon::serve(Client& client) noexcept {
 
 void Daemon::answer(ControlConnection& connection, const nlohmann::json& message) {
   const auto op = message.value("op", std::string());
-  const auto deadline = Clock::now() + std::chrono::milliseconds(message.value(
-                                           "timeout_ms", std::chrono::milliseconds(kRequestDeadline).count()));
+  const auto deadline =
+      Clock::now() + std::chrono::milliseconds(
+                         message.value("timeout_ms", std::chrono::milliseconds(kRequestDeadline).count()));
   if (op == "exec") {
     if (auto up = engine_->wait_up(deadline); !up) {
       (void)connection.write_json({{"error", error_object(up.error())}}, Clock::now() + 5s);

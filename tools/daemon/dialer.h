@@ -22,9 +22,9 @@ class Dialer {
   // The sandbox is gone or may not be used: dialling again is of no use.
   virtual bool is_final(const base::Error& error) const = 0;
   virtual std::string describe() const = 0;  // for messages: "ssh:host"
-  virtual void wanted() {}  // a user waits for the next attempt: a paused sandbox may be woken for it
-  virtual void refused() {} // the agent did not take the token: fetch another one
-  virtual void abort() {}   // a dial() that is running comes back early
+  virtual void wanted() {}   // a user waits for the next attempt: a paused sandbox may be woken for it
+  virtual void refused() {}  // the agent did not take the token: fetch another one
+  virtual void abort() {}    // a dial() that is running comes back early
 };
 
 struct AgentBinary {
@@ -42,7 +42,7 @@ struct StdioConfig {
   bool remote_shell = false;
   std::string name;
 };
-StdioConfig ssh_config(const std::string& host);         // NEARBOX_SSH replaces the command "ssh"
+StdioConfig ssh_config(const std::string& host);          // NEARBOX_SSH replaces the command "ssh"
 StdioConfig docker_config(const std::string& container);  // NEARBOX_DOCKER replaces "docker"
 std::unique_ptr<Dialer> make_stdio_dialer(StdioConfig config, AgentBinary agent, base::Logger& log);
 

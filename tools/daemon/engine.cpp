@@ -27,8 +27,8 @@ namespace {
 using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kDialTimeout = 120s;      // the agent's upload over a slow line is in it
-constexpr auto kRescanEvery = 10s;       // until changes are told live
+constexpr auto kDialTimeout = 120s;  // the agent's upload over a slow line is in it
+constexpr auto kRescanEvery = 10s;   // until changes are told live
 constexpr auto kRescanDeadline = 60s;
 constexpr std::size_t kMaxMounts = 256;
 
@@ -54,11 +54,15 @@ fs::FuseLoopOptions loop_options() {
 
 base::Error no_remote(const std::string& dir, const base::Error& error) {
   switch (error.as_errno()) {
-    case ENOENT: return api::fill_error(api::ErrorCode::kRemoteNotFound, {{"PATH", dir}});
-    case ENOTDIR: return api::fill_error(api::ErrorCode::kRemoteNotDirectory, {{"PATH", dir}});
+    case ENOENT:
+      return api::fill_error(api::ErrorCode::kRemoteNotFound, {{"PATH", dir}});
+    case ENOTDIR:
+      return api::fill_error(api::ErrorCode::kRemoteNotDirectory, {{"PATH", dir}});
     case EACCES:
-    case EPERM: return api::fill_error(api::ErrorCode::kRemotePermission, {{"PATH", dir}});
-    default: return base::Error(error).during("open " + dir + " in the sandbox");
+    case EPERM:
+      return api::fill_error(api::ErrorCode::kRemotePermission, {{"PATH", dir}});
+    default:
+      return base::Error(error).during("open " + dir + " in the sandbox");
   }
 }
 
@@ -67,15 +71,21 @@ base::Error mount_error(base::Error error) {
   if (error.code.category() == api::nearbox_category()) return error;
   const auto text = error.context;
   switch (error.as_errno()) {
-    case ENOENT: return api::make_error(api::ErrorCode::kLocalNotFound, "Local path not found: " + text);
-    case ENOTDIR: return api::make_error(api::ErrorCode::kLocalNotDirectory, "Local path is not a directory: " + text);
-    case ENOTEMPTY: return api::make_error(api::ErrorCode::kMountBusy, "Mountpoint is not empty: " + text);
-    case EBUSY: return api::make_error(api::ErrorCode::kMountBusy, text);
+    case ENOENT:
+      return api::make_error(api::ErrorCode::kLocalNotFound, "Local path not found: " + text);
+    case ENOTDIR:
+      return api::make_error(api::ErrorCode::kLocalNotDirectory, "Local path is not a directory: " + text);
+    case ENOTEMPTY:
+      return api::make_error(api::ErrorCode::kMountBusy, "Mountpoint is not empty: " + text);
+    case EBUSY:
+      return api::make_error(api::ErrorCode::kMountBusy, text);
     case ENODEV:
     case ENXIO:
     case EPERM:
-    case EACCES: return api::make_error(api::ErrorCode::kMountUnavailable, "FUSE is not available: " + text);
-    default: return error;
+    case EACCES:
+      return api::make_error(api::ErrorCode::kMountUnavailable, "FUSE is not available: " + text);
+    default:
+      return error;
   }
 }
 
@@ -180,7 +190,8 @@ base::Result<wire::RootReply> Engine::Impl::resolve(const std::string& dir, Dead
   }
   auto reply = sync_call<wire::RootReply>(*link, wire::Method::kRootOpen, open, deadline, Resend::kYes);
   if (!reply) return no_remote(open.path, reply.error());
-  if (reply->path.empty() || reply->path.front() != '/') return base::errno_error(EPROTO, "the agent's answer");
+  if (reply->path.empty() || reply->path.front() != '/')
+    return base::errno_error(EPROTO, "the agent's answer");
   return reply;
 }
 
@@ -189,8 +200,10 @@ base::Result<nlohmann::json> Engine::Impl::mount(const nlohmann::json& request, 
   {
     base::MutexLock lock(mu);
     if (mounts.contains(mountpoint)) {
-      return api::make_error(api::ErrorCode::kMountBusy, mountpoint + " is already mounted by nearbox; use it, or "
-                                                                      "nearbox unmount " + mountpoint);
+      return api::make_error(api::ErrorCode::kMountBusy, mountpoint +
+                                                             " is already mounted by nearbox; use it, or "
+                                                             "nearbox unmount " +
+                                                             mountpoint);
     }
     if (mounts.size() >= kMaxMounts) {
       return api::make_error(api::ErrorCode::kMountBusy, "This sandbox has " + std::to_string(kMaxMounts) +
@@ -208,7 +221,8 @@ base::Result<nlohmann::json> Engine::Impl::mount(const nlohmann::json& request, 
   // The walk goes on while the mount is used: the deadline of the whole load is another.
   tree.load(path, Clock::now() + 1h, known.completion(),
             [loaded = mount.loaded](int error) { loaded->store(error); });
-  if (const int error = known.wait(deadline); error != 0) return no_remote(mount.dir, base::errno_error(error));
+  if (const int error = known.wait(deadline); error != 0)
+    return no_remote(mount.dir, base::errno_error(error));
 
   fs::MountOptions options;
   options.mountpoint = mountpoint;
@@ -325,9 +339,8 @@ nlohmann::json Engine::Impl::status() {
     }
   }
   const auto cached = cache.stats();
-  const auto [nodes, memory] = tree.read([](const sync::Mirror& mirror) {
-    return std::pair(mirror.node_count(), mirror.memory_bytes());
-  });
+  const auto [nodes, memory] = tree.read(
+      [](const sync::Mirror& mirror) { return std::pair(mirror.node_count(), mirror.memory_bytes()); });
   return {{"target", dialer->describe()},
           {"pid", ::getpid()},
           {"version", NEARBOX_VERSION},
@@ -408,11 +421,13 @@ base::Result<void> Engine::flush(Deadline deadline) {
   const Waiter drained;
   impl_->ops.when_drained([done = drained.completion()] { done(0); });
   if (const int error = drained.wait(deadline); error != 0) {
-    return base::errno_error(error, std::to_string(impl_->ops.unacknowledged()) +
-                                        " operations are not acknowledged yet; run nearbox flush again when the sandbox answers");
+    return base::errno_error(
+        error, std::to_string(impl_->ops.unacknowledged()) +
+                   " operations are not acknowledged yet; run nearbox flush again when the sandbox answers");
   }
   if (mounts() == 0) return {};
-  if (const int error = impl_->rescan(deadline); error != 0) return base::errno_error(error, "look at the sandbox again");
+  if (const int error = impl_->rescan(deadline); error != 0)
+    return base::errno_error(error, "look at the sandbox again");
   return {};
 }
 

@@ -25,7 +25,8 @@ class Engine {
   using Deadline = std::chrono::steady_clock::time_point;
 
   // `on_idle_change` is called (any thread) when a mount came or went.
-  Engine(std::unique_ptr<Dialer> dialer, Layout layout, std::function<void()> on_idle_change, base::Logger& log);
+  Engine(std::unique_ptr<Dialer> dialer, Layout layout, std::function<void()> on_idle_change,
+         base::Logger& log);
   ~Engine();
 
   // Waits until the agent answers. A first attempt that fails ends the wait with its error; a link

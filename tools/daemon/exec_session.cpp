@@ -59,10 +59,10 @@ struct ExecSession::Impl {
   base::Mutex mu;  // rank: leaf; no link call is made under it
   base::CondVar cv;
   std::deque<wire::ProcOutput> output GUARDED_BY(mu);
-  wire::Bytes partial GUARDED_BY(mu);          // a record that has not wholly come
-  std::uint64_t received GUARDED_BY(mu) = 0;   // output offset after the last whole record
+  wire::Bytes partial GUARDED_BY(mu);         // a record that has not wholly come
+  std::uint64_t received GUARDED_BY(mu) = 0;  // output offset after the last whole record
   bool exited GUARDED_BY(mu) = false;
-  bool ended GUARDED_BY(mu) = false;           // the attach call is over
+  bool ended GUARDED_BY(mu) = false;  // the attach call is over
   int end_error GUARDED_BY(mu) = 0;
   bool stop GUARDED_BY(mu) = false;
   wire::ProcOutput exit_record GUARDED_BY(mu);
@@ -71,7 +71,7 @@ struct ExecSession::Impl {
     std::string data;
     bool eof = false;
   };
-  std::deque<Input> input GUARDED_BY(mu);       // the first one is under way when input_busy
+  std::deque<Input> input GUARDED_BY(mu);  // the first one is under way when input_busy
   bool input_busy GUARDED_BY(mu) = false;
   std::uint64_t input_taken GUARDED_BY(mu) = 0;     // bytes the command has been given
   std::uint64_t input_reported GUARDED_BY(mu) = 0;  // … and the client was told of
@@ -114,7 +114,8 @@ class AttachSink : public api::CallSink {
 template <class Impl>
 class InputSink : public api::CallSink {
  public:
-  InputSink(std::shared_ptr<Impl> impl, wire::Bytes again) : impl_(std::move(impl)), again_(std::move(again)) {}
+  InputSink(std::shared_ptr<Impl> impl, wire::Bytes again)
+      : impl_(std::move(impl)), again_(std::move(again)) {}
   void on_end(int error, wire::ByteView) noexcept override { impl_->input_done(impl_, error); }
   std::optional<wire::Bytes> on_lost() noexcept override { return again_; }
 
@@ -145,7 +146,8 @@ void ExecSession::Impl::take_chunk(wire::ByteView bytes) {
       exited = true;
       exit_record = *record;
     } else {
-      const std::uint64_t size = record->stream == wire::ProcStream::kGap ? record->lost : record->data.size();
+      const std::uint64_t size =
+          record->stream == wire::ProcStream::kGap ? record->lost : record->data.size();
       received = record->offset + size;
       output.push_back(*std::move(record));
     }
@@ -193,7 +195,8 @@ void ExecSession::Impl::pump(const SettleFn& settle) noexcept {
     const auto spent = static_cast<std::uint32_t>(record.data.size() + 64);
     if (!write_output(record)) break;
     link.grant(attach, spent);
-    const auto end = record.offset + (record.stream == wire::ProcStream::kGap ? record.lost : record.data.size());
+    const auto end =
+        record.offset + (record.stream == wire::ProcStream::kGap ? record.lost : record.data.size());
     link.note(wire::Method::kProcConsumed, wire::encode(wire::ProcConsumed{proc, end}));
   }
   bool ok = false;
@@ -331,8 +334,8 @@ void ExecSession::run(const nlohmann::json& request, const SettleFn& settle) {
   auto started = sync_call<wire::ProcReply>(impl.link, wire::Method::kProcStart, start,
                                             Clock::now() + kStartDeadline, Resend::kYes);
   if (!started) {
-    (void)impl.client.write_json({{"error", error_object(std::move(started).error().during("start command"))}},
-                                 Clock::now() + 5s);
+    (void)impl.client.write_json(
+        {{"error", error_object(std::move(started).error().during("start command"))}}, Clock::now() + 5s);
     return;
   }
   (void)impl.client.write_json({{"started", {{"pid", started->pid}, {"proc", std::to_string(start.proc)}}}},
@@ -356,12 +359,17 @@ void ExecSession::run(const nlohmann::json& request, const SettleFn& settle) {
       break;
     }
     switch (frame->type) {
-      case ControlType::kStdin: impl.queue_input(impl_, std::move(frame->payload), false); break;
-      case ControlType::kStdinEof: impl.queue_input(impl_, {}, true); break;
+      case ControlType::kStdin:
+        impl.queue_input(impl_, std::move(frame->payload), false);
+        break;
+      case ControlType::kStdinEof:
+        impl.queue_input(impl_, {}, true);
+        break;
       case ControlType::kJson:
         if (auto message = parse_json(frame->payload)) impl.handle_control(*message);
         break;
-      default: over = true;
+      default:
+        over = true;
     }
   }
   bool running = false;

@@ -15,8 +15,8 @@ base::Result<api::SandboxId> find_sandbox(api::ControlPlane& plane, const std::s
   auto named = plane.list(filter, deadline);
   if (!named) return std::move(named).error();
   if (named->sandboxes.size() > 1) {
-    return api::make_error(api::ErrorCode::kArgInvalid, "SANDBOX is not valid: several sandboxes are named " + text +
-                                                            "; use an id of nearbox sandbox list");
+    return api::make_error(api::ErrorCode::kArgInvalid, "SANDBOX is not valid: several sandboxes are named " +
+                                                            text + "; use an id of nearbox sandbox list");
   }
   if (named->sandboxes.size() == 1) return named->sandboxes.front().id;
   if (id) return id;

@@ -94,7 +94,8 @@ base::Result<void> record_mounts(const Layout& layout, const std::vector<std::st
     return base::last_errno("write " + temporary);
   }
   if (const auto error = fd.close()) return base::Error{error, "close " + temporary};
-  if (::rename(temporary.c_str(), layout.mounts().c_str()) != 0) return base::last_errno("rename " + temporary);
+  if (::rename(temporary.c_str(), layout.mounts().c_str()) != 0)
+    return base::last_errno("rename " + temporary);
   return {};
 }
 

@@ -86,9 +86,9 @@ base::Result<LocalServer> ensure_local_server(std::chrono::steady_clock::time_po
   if (!report) return std::move(report).error();
   auto line = read_report(report->get(), deadline);
   if (!line) {
-    return api::make_error(api::ErrorCode::kNetUnreachable,
-                           "Cannot reach the embedded server: " + line.error().message() + "; its log is " + *dir +
-                               "/log");
+    return api::make_error(
+        api::ErrorCode::kNetUnreachable,
+        "Cannot reach the embedded server: " + line.error().message() + "; its log is " + *dir + "/log");
   }
   // It publishes its state file before it prints; another command may have been quicker.
   found = find_local_server();

@@ -97,8 +97,8 @@ class SandboxDialer : public Dialer {
 
 }  // namespace
 
-std::unique_ptr<Dialer> make_sandbox_dialer(const Target& target, const api::Config& config, AgentBinary agent,
-                                            base::Logger& log) {
+std::unique_ptr<Dialer> make_sandbox_dialer(const Target& target, const api::Config& config,
+                                            AgentBinary agent, base::Logger& log) {
   return std::make_unique<SandboxDialer>(target, config, std::move(agent), log);
 }
 

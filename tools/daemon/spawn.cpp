@@ -66,7 +66,8 @@ base::Result<base::UniqueFd> spawn_self(const std::vector<std::string>& words, c
   for (auto& word : copies) argv.push_back(word.data());
   argv.push_back(nullptr);
   pid_t pid = 0;
-  const int err = ::posix_spawn(&pid, "/proc/self/exe", &spawn.actions, &spawn.attributes, argv.data(), environ);
+  const int err =
+      ::posix_spawn(&pid, "/proc/self/exe", &spawn.actions, &spawn.attributes, argv.data(), environ);
   if (err != 0) return base::errno_error(err, "start " + words[1]);
   return reader;
 }

@@ -41,7 +41,8 @@ std::string bootstrap(const AgentBinary& agent, std::size_t size) {
       "[ -n \"$d\" ] || { echo 'nearbox: no directory for the agent' >&2; exit 73; }; "
       "p=\"$d/nearbox-agent-$h\"; "
       "if [ -x \"$p\" ]; then echo nearbox-have; else echo nearbox-need; "
-      "t=\"$p.new.$$\"; head -c \"$n\" > \"$t\" && [ \"$(wc -c < \"$t\")\" -eq \"$n\" ] && chmod 700 \"$t\" && "
+      "t=\"$p.new.$$\"; head -c \"$n\" > \"$t\" && [ \"$(wc -c < \"$t\")\" -eq \"$n\" ] && chmod 700 \"$t\" "
+      "&& "
       "mv -f \"$t\" \"$p\" || { rm -f \"$t\"; exit 74; }; fi; exec \"$p\" connect";
   script.replace(script.find("@H@"), 3, agent.build);
   script.replace(script.find("@N@"), 3, std::to_string(size));
@@ -87,7 +88,8 @@ base::Result<std::string> await_line(channel::Carrier& carrier, std::string_view
     if (!line) return line;
     if (line->starts_with(a) || (!b.empty() && line->starts_with(b))) return line;
     seen += line->size() + 1;
-    if (seen > kMaxBanner) return base::errno_error(EPROTO, "the shell there prints too much before its first command");
+    if (seen > kMaxBanner)
+      return base::errno_error(EPROTO, "the shell there prints too much before its first command");
   }
 }
 
@@ -167,7 +169,8 @@ class StdioDialer : public Dialer {
 StdioConfig ssh_config(const std::string& host) {
   StdioConfig config;
   config.prefix = words("NEARBOX_SSH", "ssh");
-  for (const char* option : {"BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=15", "ClearAllForwardings=yes"}) {
+  for (const char* option :
+       {"BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=15", "ClearAllForwardings=yes"}) {
     config.prefix.insert(config.prefix.end(), {"-o", option});
   }
   std::string plain = host;

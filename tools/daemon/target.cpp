@@ -12,7 +12,8 @@ constexpr std::size_t kMaxTarget = 4352;  // a name and a path
 
 base::Error bad(std::string_view text, std::string_view why) {
   return api::make_error(api::ErrorCode::kArgInvalid,
-                         "SANDBOX '" + std::string(text.substr(0, 80)) + "' is not valid: " + std::string(why) +
+                         "SANDBOX '" + std::string(text.substr(0, 80)) +
+                             "' is not valid: " + std::string(why) +
                              "; use ID[:DIR], local:NAME[:DIR], ssh:HOST[:DIR] or docker:CONTAINER[:DIR]");
 }
 
@@ -37,10 +38,14 @@ void split(std::string_view rest, Target& target) {
 
 std::string Target::sandbox() const {
   switch (provider) {
-    case Provider::kE2b: return name;
-    case Provider::kLocal: return "local:" + name;
-    case Provider::kSsh: return "ssh:" + name;
-    case Provider::kDocker: return "docker:" + name;
+    case Provider::kE2b:
+      return name;
+    case Provider::kLocal:
+      return "local:" + name;
+    case Provider::kSsh:
+      return "ssh:" + name;
+    case Provider::kDocker:
+      return "docker:" + name;
   }
   return name;
 }

@@ -139,7 +139,6 @@ class BlockCacheTest : public ::testing::Test {
     return calls[static_cast<sync::NodeIndex>(ino)];
   }
 
-  FakeLink link{7};
   std::mutex mu;
   std::map<sync::NodeIndex, File> files;
   std::map<sync::NodeIndex, int> calls;
@@ -151,6 +150,7 @@ class BlockCacheTest : public ::testing::Test {
   wire::Attr shown_change;
   BlockCacheOptions options;
   std::unique_ptr<BlockCache> cache;
+  FakeLink link{7};  // last: its thread uses the others
 };
 
 TEST_F(BlockCacheTest, SmallFilesComeWholeAndOnce) {

@@ -69,6 +69,7 @@ wire::Op write_op(std::size_t bytes) {
 class OpLogTest : public ::testing::Test {
  protected:
   OpLogTest() { link.connect(1, false); }
+  ~OpLogTest() override { link.stop(); }
   FakeLink link{1};
   Agent agent{link};
   base::Timers timers;
