@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mounts on a plain directory: the same script of system calls on the mount and on a native directory."""
 import errno
+import mmap
 import os
+import pickle
 import random
 import stat
 import subprocess
+import traceback
 
 import nbtest
 from nbtest import wait_for
@@ -142,7 +145,6 @@ def list_while_deleting(path):
 
 
 def mmap_write(path):
-    import mmap
     write_file(path, b"x" * 10000)
     with open(path, "r+b") as f, mmap.mmap(f.fileno(), 0) as m:
         m[5000:5005] = b"HELLO"
@@ -242,8 +244,6 @@ class Mounted(nbtest.Case):
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:
-            import pickle
-            import traceback
             os.close(read)
             status = 1
             try:
@@ -257,7 +257,6 @@ class Mounted(nbtest.Case):
                 traceback.print_exc()
             finally:
                 os._exit(status)
-        import pickle
         os.close(write)
         with os.fdopen(read, "rb") as f:
             data = f.read()

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import nbtest
@@ -11,6 +10,7 @@ from nbtest import wait_for
 
 READERS = 500
 WRITERS = 50
+PYTHON = "/usr/bin/python3"  # one that an ordinary user can run
 
 # Runs as a process of its own: opens many files at once and waits in read() or write().
 BLOCKED = r"""
@@ -70,7 +70,7 @@ class Stall(nbtest.Case):
         return done.stdout
 
     def blocked(self, kind, paths):
-        process = self.popen(sys.executable, "-c", BLOCKED, kind, *paths, stdin=subprocess.DEVNULL,
+        process = self.popen(PYTHON, "-c", BLOCKED, kind, *paths, stdin=subprocess.DEVNULL,
                              stdout=subprocess.PIPE)
         self.assertEqual(process.stdout.readline(), b"started\n")
         return process

@@ -3,6 +3,7 @@
 
 #include <charconv>
 
+#include "tools/agent/id_map.h"
 #include "tools/agent/small_file.h"
 
 namespace nearbox::agent {
@@ -103,8 +104,10 @@ std::optional<Identity> pick_identity(const std::string& etc_dir, std::string_vi
   identity.user = entry->name;
   identity.home = entry->home;
   identity.shell = entry->shell;
-  identity.uid = entry->uid;
-  identity.gid = entry->gid;
+  // In a user namespace of one id that id acts for every account.
+  const bool act_as = euid != 0 || other_users_exist();
+  identity.uid = act_as ? entry->uid : euid;
+  identity.gid = act_as ? entry->gid : egid;
   return identity;
 }
 

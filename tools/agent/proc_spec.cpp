@@ -3,6 +3,7 @@
 #include <string_view>
 #include <unistd.h>
 
+#include "tools/agent/id_map.h"
 #include "tools/agent/proc_spawn.h"
 
 namespace nearbox::agent {
@@ -92,7 +93,7 @@ base::Result<SpawnSpec> make_spec(const wire::ProcStart& request, const std::str
   if (!account) return std::move(account).error();
   SpawnSpec spec;
   spec.account = std::move(*account);
-  spec.switch_user = geteuid() == 0;
+  spec.switch_user = geteuid() == 0 && other_users_exist();
   spec.env = login_environment(spec.account);
   const bool pty = (request.flags & wire::kProcPty) != 0;
   if (pty) set_variable(spec.env, "TERM=xterm-256color");

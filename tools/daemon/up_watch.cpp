@@ -15,7 +15,7 @@ void UpWatch::on_up(const wire::Welcome&, bool) noexcept {
 void UpWatch::on_down(const base::Error& why) noexcept {
   base::MutexLock lock(mu_);
   up_ = false;
-  error_ = why;
+  if (ever_up_) error_ = why;  // before, what dialling said is the better answer
 }
 
 void UpWatch::dial_failed(const base::Error& error, bool final) {
