@@ -5,6 +5,7 @@
 #include <sys/statvfs.h>
 #include <sys/xattr.h>
 
+#include "client/api/error_code.h"
 #include "tests/integration/fuse_world.h"
 
 namespace nearbox::fs::test {
@@ -356,19 +357,19 @@ TEST_F(MountTest, WithoutALinkCachedThingsAreServedAndNothingHangs) {
 
 TEST_F(MountTest, BadMountpointsAreToldApart) {
   start();
-  const auto fails = [&](const std::string& where, int error) {
+  const auto fails = [&](const std::string& where, api::ErrorCode error) {
     MountOptions options;
     options.mountpoint = where;
     options.watchdog_program = "";
     const auto session = world->loop->mount(options, world->services());
     ASSERT_FALSE(session.ok()) << where;
-    EXPECT_EQ(session.error().as_errno(), error) << session.error().message();
+    EXPECT_EQ(session.error().code, make_error_code(error)) << session.error().message();
   };
-  fails(dir.path() + "/absent", ENOENT);
+  fails(dir.path() + "/absent", api::ErrorCode::kLocalNotFound);
   spill(dir.path() + "/file", "");
-  fails(dir.path() + "/file", ENOTDIR);
+  fails(dir.path() + "/file", api::ErrorCode::kLocalNotDirectory);
   spill(mnt + "/hidden", "");
-  fails(mnt, ENOTEMPTY);
+  fails(mnt, api::ErrorCode::kMountBusy);
   MountOptions options;
   options.mountpoint = mnt;
   options.nonempty = true;
@@ -376,8 +377,8 @@ TEST_F(MountTest, BadMountpointsAreToldApart) {
   auto* const session = world->mount(options);
   ASSERT_NE(session, nullptr);
   EXPECT_FALSE(stdfs::exists(mnt + "/hidden"));
-  fails(mnt, EBUSY);
-  fails(mnt + "/", EBUSY);
+  fails(mnt, api::ErrorCode::kMountBusy);
+  fails(mnt + "/", api::ErrorCode::kMountBusy);
   ASSERT_TRUE(session->unmount(Clock::now() + 10s).ok());
   EXPECT_TRUE(stdfs::exists(mnt + "/hidden"));
 }
