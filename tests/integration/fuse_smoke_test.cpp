@@ -207,6 +207,55 @@ TEST_F(MountTest, ChangesInTheSandboxShowAfterARescan) {
   EXPECT_EQ(listing(mnt), listing(src));
 }
 
+TEST_F(MountTest, OpenFilesFollowTheirDirectory) {
+  constexpr int kRounds = 200;
+  stdfs::create_directories(src + "/a/deep");
+  spill(src + "/a/deep/f", "");
+  start();
+  ASSERT_NE(world->mount(mnt), nullptr);
+  const base::UniqueFd fd(::open((mnt + "/a/deep/f").c_str(), O_RDWR | O_CLOEXEC));
+  std::jthread mover([&] {
+    for (int i = 0; i < kRounds; ++i) {
+      const std::string from = mnt + (i % 2 == 0 ? "/a" : "/b");
+      const std::string to = mnt + (i % 2 == 0 ? "/b" : "/a");
+      EXPECT_EQ(::rename(from.c_str(), to.c_str()), 0) << errno;
+    }
+  });
+  std::string written;
+  for (int i = 0; i < kRounds; ++i) {
+    const std::string line = std::to_string(i) + "\n";
+    ASSERT_EQ(::pwrite(fd.get(), line.data(), line.size(), static_cast<off_t>(written.size())),
+              static_cast<ssize_t>(line.size()))
+        << errno;
+    written += line;
+    struct stat st {};
+    EXPECT_EQ(::fstat(fd.get(), &st), 0);
+    EXPECT_EQ(static_cast<std::size_t>(st.st_size), written.size());
+  }
+  mover.join();
+  EXPECT_EQ(slurp(src + "/a/deep/f"), written);
+  EXPECT_EQ(slurp(mnt + "/a/deep/f"), written);
+  EXPECT_EQ(listing(mnt), listing(src));
+}
+
+TEST_F(MountTest, NumericOwnersAreTheSandboxs) {
+  if (::geteuid() != 0) GTEST_SKIP() << "numbers of others need root";
+  start();
+  MountOptions options;
+  options.mountpoint = mnt;
+  options.ownership = Ownership::kNumeric;
+  options.watchdog_program = "";
+  ASSERT_NE(world->mount(options), nullptr);
+  spill(mnt + "/f", "x");
+  ASSERT_EQ(::chown((mnt + "/f").c_str(), 1234, 4321), 0);
+  struct stat st {};
+  ASSERT_EQ(::stat((mnt + "/f").c_str(), &st), 0);
+  EXPECT_EQ(st.st_uid, 1234u);
+  EXPECT_EQ(st.st_gid, 4321u);
+  ASSERT_EQ(::stat((src + "/f").c_str(), &st), 0);
+  EXPECT_EQ(st.st_uid, 1234u);
+}
+
 TEST_F(MountTest, SymlinksStayInside) {
   stdfs::create_directories(src + "/d/e");
   spill(src + "/f", "inside");
