@@ -365,10 +365,12 @@ TEST_F(MountTest, HeldRequestsAreAnsweredAtTheirDeadline) {
 
 TEST_F(MountTest, ALostLinkServesWhatIsKnownAndGoesOnAfterwards) {
   spill(src + "/f", "cached");
+  for (int i = 0; i < 20; ++i) spill(src + "/n" + std::to_string(i), "new");
   start();
   ASSERT_NE(world->mount(mnt), nullptr);
   EXPECT_EQ(slurp(mnt + "/f"), "cached");
   world->agent.restart();  // another agent: new numbers for roots and operations
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(slurp(mnt + "/n" + std::to_string(i)), "new");
   EXPECT_EQ(slurp(mnt + "/f"), "cached");
   spill(mnt + "/g", "after");
   EXPECT_EQ(slurp(src + "/g"), "after");
