@@ -40,7 +40,7 @@ struct Fetch {
   std::uint64_t begin = 0, end = 0, position = 0;
   wire::Bytes building;  // of the block that holds `position`
   wire::PathCall at;
-  bool retried = false;
+  int retries = 0;
 };
 using FetchPtr = std::shared_ptr<Fetch>;
 

@@ -20,6 +20,9 @@ using cache::Waiter;
 
 namespace {
 
+// A file whose directories are being renamed may be missed more than once.
+constexpr int kMaxRetries = 4;
+
 class ReadSink final : public api::CallSink {
  public:
   ReadSink(std::shared_ptr<BlockCache::Impl> cache, FetchPtr fetch)
@@ -137,8 +140,8 @@ void BlockCache::Impl::ended(const FetchPtr& fetch, int error, wire::ByteView pa
   bool changed = false;
   {
     MutexLock lock(mu_);
-    if ((error == ESTALE || error == ENOENT) && !fetch->retried && !closed_) {
-      fetch->retried = true;
+    if ((error == ESTALE || error == ENOENT) && fetch->retries < kMaxRetries && !closed_) {
+      ++fetch->retries;
     } else {
       if (error == ENOENT) error = ESTALE;
       --fetch->file->running;
@@ -162,7 +165,7 @@ void BlockCache::Impl::ended(const FetchPtr& fetch, int error, wire::ByteView pa
   run(step);
 }
 
-// The file may lie elsewhere, or be replaced: looks once, then goes on from where the bytes ended.
+// The file may lie elsewhere, or be replaced: looks where it is, then goes on from where the bytes ended.
 void BlockCache::Impl::retry(const FetchPtr& fetch) {
   hooks_.refresh(fetch->file->node, [self = shared_from_this(), fetch] { self->launch(fetch); });
 }

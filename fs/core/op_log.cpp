@@ -61,6 +61,7 @@ class OpLog::Impl final : public api::LinkObserver, public std::enable_shared_fr
   void on_down(const base::Error&) noexcept override {}
 
   Orphans orphans_;
+  DirRenames dir_renames_;
 
  private:
   struct Record {
@@ -382,6 +383,7 @@ std::size_t OpLog::unacknowledged() const { return impl_->size(); }
 void OpLog::when_drained(std::function<void()> fn) { impl_->when_drained(std::move(fn)); }
 void OpLog::close() { impl_->close(); }
 Orphans& OpLog::orphans() { return impl_->orphans_; }
+DirRenames& OpLog::dir_renames() { return impl_->dir_renames_; }
 void OpLog::forget_orphan(std::uint64_t orphan) { impl_->forget_orphan(orphan); }
 
 }  // namespace nearbox::fs

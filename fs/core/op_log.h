@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -23,6 +24,26 @@ struct OpLogOptions {
   std::uint64_t max_waiting_bytes = 256ull * 1024 * 1024;  // the same, in data bytes
   std::chrono::milliseconds deadline = std::chrono::seconds(30);   // until the caller is answered ETIMEDOUT
   std::chrono::milliseconds root_retry = std::chrono::seconds(1);  // between attempts to open the root again
+};
+
+// Renames of directories by us, over all sessions of one tree. While one is under way a path may be wrong by
+// the time it arrives, so a failure then is no statement about the file.
+//
+// Threads: any.
+class DirRenames {
+ public:
+  void begin() { pending_.fetch_add(1); }
+  void end() {  // after the mirror was brought up to date
+    epoch_.fetch_add(1);
+    pending_.fetch_sub(1);
+  }
+  std::uint64_t epoch() const { return epoch_.load(); }
+  // None was under way at any time since epoch() was `epoch`.
+  bool quiet_since(std::uint64_t epoch) const { return pending_.load() == 0 && epoch_.load() == epoch; }
+
+ private:
+  std::atomic<std::uint64_t> epoch_{0};
+  std::atomic<std::uint64_t> pending_{0};
 };
 
 // The ordered record of everything the local side does to the sandbox.
@@ -65,6 +86,7 @@ class OpLog {
   void close();
 
   Orphans& orphans();
+  DirRenames& dir_renames();
   // Tells the agent that an unlinked file it kept is not used any more.
   void forget_orphan(std::uint64_t orphan);
 

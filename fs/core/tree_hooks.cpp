@@ -15,22 +15,30 @@ constexpr std::chrono::seconds kRefreshDeadline{10};
 
 bool same(const wire::Attr& attr, const wire::NodeId& id) { return attr.dev == id.dev && attr.ino == id.ino; }
 
-// The agent's answer for one name, brought into the mirror.
-void take_stat(sync::TreeStore& tree, const std::string& path, const wire::StatResult& result) {
+std::string parent_of(const std::string& path) {
   const auto slash = path.rfind('/');
-  const std::string dir = slash == std::string::npos ? "" : path.substr(0, slash);
+  return slash == std::string::npos ? "" : path.substr(0, slash);
+}
+
+// The agent's answers for a name and for its directory, brought into the mirror.
+void take_stat(sync::TreeStore& tree, const std::string& path, const wire::StatResult& result,
+               const wire::StatResult& directory, bool may_remove) {
+  const auto slash = path.rfind('/');
   const std::string name = slash == std::string::npos ? path : path.substr(slash + 1);
+  if (directory.error != 0) return;  // it moved: a delta or a rescan says where
   tree.write([&](sync::Mirror& mirror, sync::Changes& changes) {
-    const auto parent = mirror.walk(sync::Mirror::kRoot, dir);
+    const auto parent = mirror.walk(sync::Mirror::kRoot, parent_of(path));
     if (parent == sync::kNoNode) return;
+    const auto there = mirror.attr(parent);
+    if (!same(directory.attr, {there.dev, there.ino})) return;
     const auto child = mirror.lookup(parent, name);
-    if (result.error == ENOENT || result.error == ENOTDIR) {
-      if (child != sync::kNoNode) mirror.unlink(parent, name, changes);
+    if (result.error == ENOENT) {
+      if (child != sync::kNoNode && may_remove) mirror.unlink(parent, name, changes);
     } else if (result.error == 0) {
       const wire::NodeId id{result.attr.dev, result.attr.ino};
       if (child != sync::kNoNode && same(mirror.attr(child), id)) {
         mirror.set_attr(child, result.attr, changes);
-      } else {
+      } else if (may_remove) {
         mirror.link(parent, name, result.attr, result.target, changes);
       }
     }
@@ -55,29 +63,36 @@ std::optional<wire::PathCall> locate(sync::TreeStore& tree, const Orphans& orpha
   return call;
 }
 
-void refresh(sync::TreeStore& tree, api::AgentLink& link, sync::NodeIndex node, std::function<void()> done) {
+void refresh(sync::TreeStore& tree, api::AgentLink& link, const DirRenames& renames, sync::NodeIndex node,
+             std::function<void()> done) {
+  const auto epoch = renames.epoch();
+  const bool quiet = renames.quiet_since(epoch);
   auto path = tree.read([&](const sync::Mirror& mirror) -> std::optional<std::string> {
     return mirror.alive(node) ? mirror.path(node) : std::nullopt;
   });
   if (!path || path->empty()) return done();
   wire::StatMany message;
   message.root = tree.root();
-  message.paths = {*path};
-  ask<wire::StatManyReply>(
-      link, wire::Method::kStatMany, message, std::chrono::steady_clock::now() + kRefreshDeadline,
-      [&tree, path = std::move(*path), done = std::move(done)](int error, wire::StatManyReply&& reply) {
-        if (error == 0 && reply.results.size() == 1) take_stat(tree, path, reply.results[0]);
-        done();
-      });
+  message.paths = {*path, parent_of(*path)};
+  ask<wire::StatManyReply>(link, wire::Method::kStatMany, message,
+                           std::chrono::steady_clock::now() + kRefreshDeadline,
+                           [&tree, &renames, epoch, quiet, path = std::move(*path), done = std::move(done)](
+                               int error, wire::StatManyReply&& reply) {
+                             if (error == 0 && reply.results.size() == 2) {
+                               const bool may_remove = quiet && renames.quiet_since(epoch);
+                               take_stat(tree, path, reply.results[0], reply.results[1], may_remove);
+                             }
+                             done();
+                           });
 }
 
-BlockCacheHooks tree_hooks(sync::TreeStore& tree, api::AgentLink& link, const Orphans& orphans) {
+BlockCacheHooks tree_hooks(sync::TreeStore& tree, api::AgentLink& link, OpLog& log) {
   BlockCacheHooks hooks;
-  hooks.locate = [&tree, &orphans](sync::NodeIndex node, const wire::NodeId& id) {
-    return locate(tree, orphans, node, id);
+  hooks.locate = [&tree, &log](sync::NodeIndex node, const wire::NodeId& id) {
+    return locate(tree, log.orphans(), node, id);
   };
-  hooks.refresh = [&tree, &link](sync::NodeIndex node, std::function<void()> done) {
-    refresh(tree, link, node, std::move(done));
+  hooks.refresh = [&tree, &link, &log](sync::NodeIndex node, std::function<void()> done) {
+    refresh(tree, link, log.dir_renames(), node, std::move(done));
   };
   hooks.changed = [&tree](sync::NodeIndex node, const wire::Attr& attr) {
     tree.write([&](sync::Mirror& mirror, sync::Changes& changes) {

@@ -3,6 +3,7 @@
 
 #include "fs/core/block_cache.h"
 #include "fs/core/inode_table.h"
+#include "fs/core/op_log.h"
 #include "sync/engine/tree_store.h"
 
 namespace nearbox::fs {
@@ -12,10 +13,12 @@ namespace nearbox::fs {
 std::optional<wire::PathCall> locate(sync::TreeStore& tree, const Orphans& orphans, sync::NodeIndex node,
                                      const wire::NodeId& id);
 
-// Asks the agent what lies at the node's name now and brings the mirror up to date.
-void refresh(sync::TreeStore& tree, api::AgentLink& link, sync::NodeIndex node, std::function<void()> done);
+// Asks the agent what lies at the node's name now and brings the mirror up to date. A name is taken out
+// of the mirror only when its directory is still where it was and no rename of ours was on the way.
+void refresh(sync::TreeStore& tree, api::AgentLink& link, const DirRenames& renames, sync::NodeIndex node,
+             std::function<void()> done);
 
 // The hooks of a block cache over `tree`; all three outlive the cache.
-BlockCacheHooks tree_hooks(sync::TreeStore& tree, api::AgentLink& link, const Orphans& orphans);
+BlockCacheHooks tree_hooks(sync::TreeStore& tree, api::AgentLink& link, OpLog& log);
 
 }  // namespace nearbox::fs

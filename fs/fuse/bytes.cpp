@@ -99,7 +99,7 @@ void Session::write(Request request, Ino ino, wire::Bytes data, std::uint64_t of
   task.ops.push_back(std::move(op));
   task.nodes = {node};
   task.busy1 = ino;
-  task.relocate = node;
+  task.locate = by_node(node, {attr.dev, attr.ino});
   struct Seen {
     wire::Attr before, after;
     bool foreign = false;
@@ -143,7 +143,7 @@ void Session::fsync(Request request, Ino ino, bool data_only) {
   task.ops.push_back(std::move(op));
   task.nodes = {node};
   task.busy1 = ino;
-  task.relocate = node;
+  task.locate = by_node(node, {attr.dev, attr.ino});
   task.answer = [](Request waiting, const wire::OpDone&) { waiting.error(0); };
   run(std::move(request), std::move(task));
 }
@@ -165,7 +165,7 @@ void Session::fallocate(Request request, Ino ino, int mode, std::uint64_t offset
   task.ops.push_back(std::move(op));
   task.nodes = {node};
   task.busy1 = ino;
-  task.relocate = node;
+  task.locate = by_node(node, {attr.dev, attr.ino});
   task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
     if (is(done.attr, id) && is(mirror.attr(node), id)) mirror.set_attr(node, done.attr, changes);
   };
@@ -206,6 +206,13 @@ void Session::copy_range(Request request, Ino from, std::uint64_t from_offset, I
   task.nodes = {source, node};
   task.busy1 = to;
   task.busy2 = from == to ? 0 : from;
+  task.locate = [first = by_node(source, {source_attr.dev, source_attr.ino}),
+                 second = by_node(node, {attr.dev, attr.ino})](wire::Op& again) {
+    wire::Op other;
+    if (!first(again) || !second(other) || again.orphan != 0 || other.orphan != 0) return false;
+    again.path2 = other.path;
+    return true;
+  };
   task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
     if (is(done.attr, id) && is(mirror.attr(node), id)) mirror.set_attr(node, done.attr, changes);
   };
@@ -266,7 +273,7 @@ void Session::setattr(Request request, Ino ino, const struct stat& st, int to_se
   if (task.ops.empty()) return getattr(std::move(request), ino);
   task.nodes = {node};
   task.busy1 = ino;
-  task.relocate = node;
+  task.locate = by_node(node, {attr.dev, attr.ino});
   task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
     if (is(done.attr, id) && is(mirror.attr(node), id)) mirror.set_attr(node, done.attr, changes);
   };

@@ -65,10 +65,16 @@ base::Result<void> check_directory(const MountOptions& options) {
   const base::UniqueFd fd(::open(options.mountpoint.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!fd) {
     const int error = errno;
-    std::string hint = "mountpoint " + options.mountpoint;
-    if (error == ENOENT) hint += " does not exist; create the directory first";
-    if (error == ENOTDIR) hint += " is not a directory; choose another one";
-    return base::errno_error(error, hint);
+    const std::string place = "mountpoint " + options.mountpoint;
+    if (error == ENOENT) {
+      return api::make_error(api::ErrorCode::kLocalNotFound,
+                             place + " does not exist; create the directory first");
+    }
+    if (error == ENOTDIR) {
+      return api::make_error(api::ErrorCode::kLocalNotDirectory,
+                             place + " is not a directory; choose another one");
+    }
+    return base::errno_error(error, place);
   }
   if (options.nonempty) return {};
   base::UniqueFd copy(::dup(fd.get()));
@@ -82,10 +88,10 @@ base::Result<void> check_directory(const MountOptions& options) {
   }
   ::closedir(dir);
   if (empty) return {};
-  return base::errno_error(ENOTEMPTY,
-                           "mountpoint " + options.mountpoint +
-                               " has files that the mount would hide; choose an empty directory or use "
-                               "--nonempty");
+  return api::make_error(api::ErrorCode::kMountBusy,
+                         "mountpoint " + options.mountpoint +
+                             " has files that the mount would hide; choose an empty directory or use "
+                             "--nonempty");
 }
 
 // A mount that is at this place: a dead one of ours is taken away.
@@ -93,13 +99,13 @@ base::Result<void> check_present(const std::string& path) {
   const auto present = find_mount(path);
   if (!present || present->type != kFsType) return {};
   if (probe(path) == Probe::kDead) return unmount_path(path, true, Clock::now() + kCleanDeadline);
-  return base::errno_error(EBUSY,
-                           path + " is a nearbox mount already; unmount it first: nearbox unmount " + path);
+  return api::make_error(api::ErrorCode::kMountBusy,
+                         path + " is a nearbox mount already; unmount it first: nearbox unmount " + path);
 }
 
 base::Error no_fuse(int error, const std::string& what) {
-  return api::make_error(api::ErrorCode::kMountUnavailable, "FUSE is not available: " + what + " (" +
-                                                                std::generic_category().message(error) + ")");
+  const std::string cause = error == 0 ? "" : " (" + std::generic_category().message(error) + ")";
+  return api::make_error(api::ErrorCode::kMountUnavailable, "FUSE is not available: " + what + cause);
 }
 
 base::Result<base::UniqueFd> mount_as_root(const std::string& path, const MountOptions& options) {
@@ -162,19 +168,19 @@ base::Result<base::UniqueFd> mount_as_user(const std::string& path, const MountO
   theirs.reset();
   if (!outcome) {
     if (outcome.error().as_errno() == ENOENT) {
-      return no_fuse(ENOENT, "fusermount3 is missing; install the package fuse3");
+      return no_fuse(0, "fusermount3 is missing; install the package fuse3");
     }
     return std::move(outcome).error().during("fusermount3");
   }
   auto fd = receive_fd(ours.get());
   if (outcome->status == 0 && fd) return fd;
   if (::access(kFuseDevice, F_OK) != 0) {
-    return no_fuse(ENODEV, "/dev/fuse is missing; load the kernel module (modprobe fuse)");
+    return no_fuse(0, "/dev/fuse is missing; load the kernel module (modprobe fuse)");
   }
   if (::access(kFuseDevice, R_OK | W_OK) != 0) {
-    return no_fuse(EACCES, "/dev/fuse is not open to this user; as root: chmod 666 /dev/fuse");
+    return no_fuse(0, "/dev/fuse is not open to this user; as root: chmod 666 /dev/fuse");
   }
-  return no_fuse(EACCES, "fusermount3 refused: " + outcome->text);
+  return no_fuse(0, "fusermount3 refused: " + outcome->text);
 }
 
 }  // namespace

@@ -32,8 +32,8 @@ std::optional<MountEntry> find_mount(const std::string& mountpoint);
 // Owns:    the mount while mounted(); the destructor takes it away lazily.
 // Threads: one at a time. Every step is bounded by a deadline; nothing opens a path below the mountpoint
 //          once it is mounted.
-// Errors:  of mount(): ENOENT no such directory; ENOTDIR; ENOTEMPTY; EBUSY a mount of ours is there;
-//          mount.unavailable: FUSE cannot be used. The context says what to do.
+// Errors:  of mount(): kLocalNotFound, kLocalNotDirectory; kMountBusy not empty, or a mount of ours is
+//          there; kMountUnavailable FUSE cannot be used. The context says why and what to do.
 // Source:  protocol with fusermount3 (_FUSE_COMMFD): libfuse 3.14 lib/mount.c.
 class MountPoint {
  public:

@@ -75,6 +75,7 @@ void Session::make(Request request, wire::Op op, Ino parent, const std::string& 
   task.ops.push_back(std::move(op));
   task.dirs = {at.dir};
   task.busy1 = parent;
+  task.locate = by_name(at.dir, name);
   task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
     if (!known(done.attr) || !mirror.alive(at.dir)) return;
     const auto child = mirror.link(at.dir, name, done.attr, target, changes);
@@ -148,7 +149,13 @@ void Session::link(Request request, Ino ino, Ino parent, std::string name) {
   task.dirs = {at.dir};
   task.nodes = {node};
   task.busy1 = parent;
-  task.relocate = node;
+  task.locate = [first = by_node(node, {attr.dev, attr.ino}),
+                 second = by_name(at.dir, name)](wire::Op& again) {
+    wire::Op other;
+    if (!first(again) || !second(other) || again.orphan != 0) return false;
+    again.path2 = other.path;
+    return true;
+  };
   task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
     if (!known(done.attr) || !mirror.alive(at.dir)) return;
     mirror.link(at.dir, name, done.attr, target, changes);
@@ -188,6 +195,7 @@ void Session::remove(Request request, Ino parent, std::string name, bool directo
   task.nodes = {at.child};
   task.busy1 = parent;
   task.busy2 = inodes_.ino(at.child);
+  task.locate = by_name(at.dir, name);
   auto self = shared_from_this();
   auto give_back = std::make_shared<bool>(false);
   task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
@@ -249,6 +257,13 @@ void Session::rename(Request request, Ino parent, std::string name, Ino parent2,
   if (to.child != kNoNode) task.nodes.push_back(to.child);
   task.busy1 = parent;
   task.busy2 = parent2 == parent ? 0 : parent2;
+  task.renames_directory = directory;
+  task.locate = [first = by_name(from.dir, name), second = by_name(to.dir, name2)](wire::Op& again) {
+    wire::Op other;
+    if (!first(again) || !second(other)) return false;
+    again.path2 = other.path;
+    return true;
+  };
   auto self = shared_from_this();
   auto give_back = std::make_shared<bool>(false);
   task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {

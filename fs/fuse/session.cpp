@@ -47,6 +47,7 @@ base::Result<void> Session::start(base::UniqueFd fuse_fd) {
   args.argc = 1;
   args.argv = argv;
   se_ = fuse_session_new(&args, &libfuse_ops(), sizeof(fuse_lowlevel_ops), &handle_);
+  fuse_opt_free_args(&args);  // libfuse made a copy of its own
   if (se_ == nullptr) return base::errno_error(ENOMEM, "fuse_session_new");
   fuse_custom_io io{};
   io.read = &Session::io_read;

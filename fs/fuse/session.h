@@ -95,7 +95,10 @@ class Session final : public sync::ChangeListener,
         apply;
     std::function<void(const wire::OpDone& done)> after;  // without the lock, when apply ran
     std::function<void(Request request, const wire::OpDone& last)> answer;
-    sync::NodeIndex relocate = sync::kNoNode;  // ops of this node are sent once more when its path changed
+    // Fills in the paths as they are now; false when there are none. Called again when an operation
+    // failed because a directory above was renamed on its way.
+    std::function<bool(wire::Op& op)> locate;
+    bool renames_directory = false;
   };
   struct Running;
   void run(Request request, Task task);
@@ -126,6 +129,8 @@ class Session final : public sync::ChangeListener,
   std::uint32_t owner_uid(fuse_req_t req) const;
   std::uint32_t owner_gid(fuse_req_t req) const;
   std::optional<wire::PathCall> find(Ino ino, sync::NodeIndex& node, wire::Attr& attr) const;
+  std::function<bool(wire::Op& op)> by_node(sync::NodeIndex node, const wire::NodeId& id);
+  std::function<bool(wire::Op& op)> by_name(sync::NodeIndex dir, const std::string& name);
   bool fill_op(wire::Op& op, Ino ino, sync::NodeIndex& node, wire::Attr& attr) const;
   struct Place {  // a name in a directory
     sync::NodeIndex dir = sync::kNoNode;

@@ -11,13 +11,18 @@ namespace nearbox::fs {
 using sync::kNoNode;
 using sync::NodeIndex;
 
+namespace {
+constexpr int kMaxAttempts = 64;  // a file whose directories are renamed all the time
+}
+
 struct Session::Running {
   Task task;
   ParkedTable::Id id = 0;
   base::Mutex mu;  // leaf
   std::size_t unapplied GUARDED_BY(mu) = 0;
   std::size_t unreplied GUARDED_BY(mu) = 0;
-  std::vector<int> attempt GUARDED_BY(mu);  // the submission of op i that counts
+  std::vector<int> attempt GUARDED_BY(mu);          // the submission of op i that counts
+  std::vector<std::uint64_t> epoch GUARDED_BY(mu);  // of DirRenames, before op i's paths were made
   std::vector<bool> replied GUARDED_BY(mu);
   int error GUARDED_BY(mu) = 0;  // the first
   wire::OpDone last GUARDED_BY(mu);
@@ -33,6 +38,7 @@ void Session::run(Request request, Task task) {
     running->unapplied = running->unreplied = count;
     running->attempt.assign(count, 0);
     running->replied.assign(count, false);
+    running->epoch.assign(count, services_.log.dir_renames().epoch());
   }
   running->task = std::move(task);
   running->id = park(std::move(request), running->task.busy1, running->task.busy2);
@@ -42,35 +48,39 @@ void Session::run(Request request, Task task) {
     for (const auto node : running->task.dirs) mirror.pin(node);
   });
   for (const auto dir : running->task.dirs) services_.tree.begin_operation(dir);
+  if (running->task.renames_directory) services_.log.dir_renames().begin();
   for (std::size_t i = 0; i < count; ++i) submit(running, i, 0);
 }
 
 void Session::submit(const std::shared_ptr<Running>& running, std::size_t i, int attempt) {
   auto self = shared_from_this();
-  wire::Op op = running->task.relocate != kNoNode ? running->task.ops[i] : std::move(running->task.ops[i]);
+  wire::Op op = running->task.locate ? running->task.ops[i] : std::move(running->task.ops[i]);
   services_.log.submit(
       std::move(op),
       [self, running, i, attempt](const wire::OpDone& done) { self->applied(running, i, attempt, done); },
       [self, running, i, attempt](const wire::OpDone& done) { self->replied(running, i, attempt, done); });
 }
 
-// A directory above the file was renamed while the operation was on its way: once more, by the path now.
+// A directory above was renamed while the operation was on its way: again, by the paths of now.
 bool Session::send_again(const std::shared_ptr<Running>& running, std::size_t i, int attempt,
                          const wire::OpDone& done) {
   Task& task = running->task;
-  if (task.relocate == kNoNode || attempt != 0) return false;
+  if (!task.locate || attempt >= kMaxAttempts) return false;
   if (done.error != ESTALE && done.error != ENOENT && done.error != ENOTDIR) return false;
+  const auto& renames = services_.log.dir_renames();
+  const auto epoch = renames.epoch();
   wire::Op& op = task.ops[i];
-  const auto call = locate(services_.tree, services_.log.orphans(), task.relocate, op.expect);
-  if (!call || (call->path == op.path && call->orphan == op.orphan)) return false;
-  op.path = call->path;
-  op.orphan = call->orphan;
-  op.root = call->root;
+  const auto path = op.path;
+  const auto path2 = op.path2;
+  if (!task.locate(op)) return false;
   {
     base::MutexLock lock(running->mu);
-    running->attempt[i] = 1;
+    const bool moved = op.path != path || op.path2 != path2 || !renames.quiet_since(running->epoch[i]);
+    if (!moved) return false;
+    running->epoch[i] = epoch;
+    running->attempt[i] = attempt + 1;
   }
-  submit(running, i, 1);
+  submit(running, i, attempt + 1);
   return true;
 }
 
@@ -91,6 +101,7 @@ void Session::applied(const std::shared_ptr<Running>& running, std::size_t i, in
   if (done.error == 0 && task.after) task.after(done);
   if (!last) return;
   for (const auto dir : task.dirs) services_.tree.end_operation(dir);
+  if (task.renames_directory) services_.log.dir_renames().end();
   services_.tree.write([&](sync::Mirror& mirror, sync::Changes&) {
     for (const auto node : task.nodes) mirror.unpin(node);
     for (const auto node : task.dirs) mirror.unpin(node);
@@ -118,6 +129,28 @@ void Session::replied(const std::shared_ptr<Running>& running, std::size_t i, in
   } else {
     running->task.answer(std::move(*request), last);
   }
+}
+
+std::function<bool(wire::Op&)> Session::by_node(NodeIndex node, const wire::NodeId& id) {
+  return [this, node, id](wire::Op& op) {
+    auto call = locate(services_.tree, services_.log.orphans(), node, id);
+    if (!call) return false;
+    op.root = call->root;
+    op.path = std::move(call->path);
+    op.orphan = call->orphan;
+    return true;
+  };
+}
+
+std::function<bool(wire::Op&)> Session::by_name(NodeIndex dir, const std::string& name) {
+  return [this, dir, name](wire::Op& op) {
+    auto path = services_.tree.read(
+        [&](const sync::Mirror& mirror) { return mirror.alive(dir) ? mirror.path(dir) : std::nullopt; });
+    if (!path) return false;
+    op.root = services_.tree.root();
+    op.path = path->empty() ? name : *path + "/" + name;
+    return op.path.size() < wire::kMaxPath;
+  };
 }
 
 }  // namespace nearbox::fs

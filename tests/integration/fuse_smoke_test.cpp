@@ -5,6 +5,7 @@
 #include <sys/statvfs.h>
 #include <sys/xattr.h>
 
+#include "client/api/error_code.h"
 #include "tests/integration/fuse_world.h"
 
 namespace nearbox::fs::test {
@@ -206,6 +207,55 @@ TEST_F(MountTest, ChangesInTheSandboxShowAfterARescan) {
   EXPECT_EQ(listing(mnt), listing(src));
 }
 
+TEST_F(MountTest, OpenFilesFollowTheirDirectory) {
+  constexpr int kRounds = 200;
+  stdfs::create_directories(src + "/a/deep");
+  spill(src + "/a/deep/f", "");
+  start();
+  ASSERT_NE(world->mount(mnt), nullptr);
+  const base::UniqueFd fd(::open((mnt + "/a/deep/f").c_str(), O_RDWR | O_CLOEXEC));
+  std::jthread mover([&] {
+    for (int i = 0; i < kRounds; ++i) {
+      const std::string from = mnt + (i % 2 == 0 ? "/a" : "/b");
+      const std::string to = mnt + (i % 2 == 0 ? "/b" : "/a");
+      EXPECT_EQ(::rename(from.c_str(), to.c_str()), 0) << errno;
+    }
+  });
+  std::string written;
+  for (int i = 0; i < kRounds; ++i) {
+    const std::string line = std::to_string(i) + "\n";
+    ASSERT_EQ(::pwrite(fd.get(), line.data(), line.size(), static_cast<off_t>(written.size())),
+              static_cast<ssize_t>(line.size()))
+        << errno;
+    written += line;
+    struct stat st {};
+    EXPECT_EQ(::fstat(fd.get(), &st), 0);
+    EXPECT_EQ(static_cast<std::size_t>(st.st_size), written.size());
+  }
+  mover.join();
+  EXPECT_EQ(slurp(src + "/a/deep/f"), written);
+  EXPECT_EQ(slurp(mnt + "/a/deep/f"), written);
+  EXPECT_EQ(listing(mnt), listing(src));
+}
+
+TEST_F(MountTest, NumericOwnersAreTheSandboxs) {
+  if (::geteuid() != 0) GTEST_SKIP() << "numbers of others need root";
+  start();
+  MountOptions options;
+  options.mountpoint = mnt;
+  options.ownership = Ownership::kNumeric;
+  options.watchdog_program = "";
+  ASSERT_NE(world->mount(options), nullptr);
+  spill(mnt + "/f", "x");
+  ASSERT_EQ(::chown((mnt + "/f").c_str(), 1234, 4321), 0);
+  struct stat st {};
+  ASSERT_EQ(::stat((mnt + "/f").c_str(), &st), 0);
+  EXPECT_EQ(st.st_uid, 1234u);
+  EXPECT_EQ(st.st_gid, 4321u);
+  ASSERT_EQ(::stat((src + "/f").c_str(), &st), 0);
+  EXPECT_EQ(st.st_uid, 1234u);
+}
+
 TEST_F(MountTest, SymlinksStayInside) {
   stdfs::create_directories(src + "/d/e");
   spill(src + "/f", "inside");
@@ -315,10 +365,12 @@ TEST_F(MountTest, HeldRequestsAreAnsweredAtTheirDeadline) {
 
 TEST_F(MountTest, ALostLinkServesWhatIsKnownAndGoesOnAfterwards) {
   spill(src + "/f", "cached");
+  for (int i = 0; i < 20; ++i) spill(src + "/n" + std::to_string(i), "new");
   start();
   ASSERT_NE(world->mount(mnt), nullptr);
   EXPECT_EQ(slurp(mnt + "/f"), "cached");
   world->agent.restart();  // another agent: new numbers for roots and operations
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(slurp(mnt + "/n" + std::to_string(i)), "new");
   EXPECT_EQ(slurp(mnt + "/f"), "cached");
   spill(mnt + "/g", "after");
   EXPECT_EQ(slurp(src + "/g"), "after");
@@ -356,19 +408,19 @@ TEST_F(MountTest, WithoutALinkCachedThingsAreServedAndNothingHangs) {
 
 TEST_F(MountTest, BadMountpointsAreToldApart) {
   start();
-  const auto fails = [&](const std::string& where, int error) {
+  const auto fails = [&](const std::string& where, api::ErrorCode error) {
     MountOptions options;
     options.mountpoint = where;
     options.watchdog_program = "";
     const auto session = world->loop->mount(options, world->services());
     ASSERT_FALSE(session.ok()) << where;
-    EXPECT_EQ(session.error().as_errno(), error) << session.error().message();
+    EXPECT_EQ(session.error().code, make_error_code(error)) << session.error().message();
   };
-  fails(dir.path() + "/absent", ENOENT);
+  fails(dir.path() + "/absent", api::ErrorCode::kLocalNotFound);
   spill(dir.path() + "/file", "");
-  fails(dir.path() + "/file", ENOTDIR);
+  fails(dir.path() + "/file", api::ErrorCode::kLocalNotDirectory);
   spill(mnt + "/hidden", "");
-  fails(mnt, ENOTEMPTY);
+  fails(mnt, api::ErrorCode::kMountBusy);
   MountOptions options;
   options.mountpoint = mnt;
   options.nonempty = true;
@@ -376,8 +428,8 @@ TEST_F(MountTest, BadMountpointsAreToldApart) {
   auto* const session = world->mount(options);
   ASSERT_NE(session, nullptr);
   EXPECT_FALSE(stdfs::exists(mnt + "/hidden"));
-  fails(mnt, EBUSY);
-  fails(mnt + "/", EBUSY);
+  fails(mnt, api::ErrorCode::kMountBusy);
+  fails(mnt + "/", api::ErrorCode::kMountBusy);
   ASSERT_TRUE(session->unmount(Clock::now() + 10s).ok());
   EXPECT_TRUE(stdfs::exists(mnt + "/hidden"));
 }
