@@ -101,7 +101,7 @@ struct Engine::Impl {
         events(*link, log),
         tree(*link, timers, log),
         ops(*link, timers, log, [this] { return tree.root_path(); }),
-        cache(*link, fs::tree_hooks(tree, *link, ops.orphans())),
+        cache(*link, fs::tree_hooks(tree, *link, ops)),
         loop(loop_options(), log) {
     link->add_observer(&up);
     ops.attach(events);
@@ -158,9 +158,9 @@ std::unique_ptr<channel::Link> Engine::Impl::make_link() {
 
 Engine::Impl::~Impl() {
   // The reverse of the start: mounts went before; then what calls the link, then the link.
-  cache.close();
-  ops.close();
   events.stop();
+  ops.close();
+  cache.close();
   link->remove_observer(&up);
 }
 
@@ -440,8 +440,8 @@ nlohmann::json Engine::status() const { return impl_->status(); }
 void Engine::stop() {
   impl_->up.close();
   impl_->events.stop();
-  impl_->cache.close();
   impl_->ops.close();
+  impl_->cache.close();
 }
 
 }  // namespace nearbox::daemon
