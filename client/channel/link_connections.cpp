@@ -12,15 +12,14 @@ using Clock = std::chrono::steady_clock;
 
 // What a call asks means the same to any instance of the agent. Others name roots, nodes or processes
 // of the instance they were made for.
-bool fits_any_instance(wire::Method method, bool was_sent) {
+bool fits_any_instance(wire::Method method) {
   switch (method) {
     case wire::Method::kInfo:
     case wire::Method::kRootOpen:
     case wire::Method::kSubscribe:  // names its instance
     case wire::Method::kProcList:
+    case wire::Method::kProcStart:  // the agent's marks keep a command from running twice
       return true;
-    case wire::Method::kProcStart:  // once it was sent, the command may have run
-      return !was_sent;
     default:
       return false;
   }
@@ -243,7 +242,7 @@ std::vector<LinkCore::CallPtr> LinkCore::waiting_calls() {
 
 void LinkCore::end_calls_of_old_instance(api::CallToken made_before) {
   for (const auto& call : waiting_calls()) {
-    if (call->token >= made_before || fits_any_instance(call->method, call->was_sent)) continue;
+    if (call->token >= made_before || fits_any_instance(call->method)) continue;
     finish(call->token, ECONNRESET);
   }
 }

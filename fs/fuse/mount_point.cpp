@@ -88,10 +88,11 @@ base::Result<void> check_directory(const MountOptions& options) {
   }
   ::closedir(dir);
   if (empty) return {};
-  return api::make_error(api::ErrorCode::kMountBusy,
-                         "mountpoint " + options.mountpoint +
-                             " has files that the mount would hide; choose an empty directory or use "
-                             "--nonempty");
+  return api::make_error(
+      api::ErrorCode::kMountBusy,
+      "mountpoint " + options.mountpoint +
+          " is not empty: the mount would hide its files; choose an empty directory or use "
+          "--nonempty");
 }
 
 // A mount that is at this place: a dead one of ours is taken away.

@@ -96,10 +96,15 @@ base::Result<wire::ProcReply> ProcTable::Impl::start(const wire::ProcStart& requ
   }
   auto spec = make_spec(request, options_.sandbox_user);
   if (!spec) return fail_start(*reserved, std::move(spec).error());
+  if (auto marked = marks_.claim(request.proc); !marked)
+    return fail_start(*reserved, std::move(marked).error());
   spec->nofile_soft = options_.child_nofile_soft;
   spec->cgroup_procs = options_.child_cgroup_procs;
   auto spawned = spawn(*spec);
-  if (!spawned) return fail_start(*reserved, std::move(spawned).error());
+  if (!spawned) {
+    marks_.drop(request.proc);
+    return fail_start(*reserved, std::move(spawned).error());
+  }
   return finish_start(*reserved, std::move(*spawned));
 }
 
@@ -307,6 +312,7 @@ void ProcTable::forget(const wire::ProcForget& note) {
   const ProcPtr proc = impl_->find(note.proc);
   if (!proc) return;
   proc->forgotten = true;  // one that runs goes when it has ended
+  impl_->marks_.drop(note.proc);
   if (proc->final) impl_->procs_.erase(note.proc);
   impl_->wake();
 }

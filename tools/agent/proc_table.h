@@ -40,6 +40,7 @@ class ProcTable {
     std::string sandbox_user;             // whom an empty ProcStart.user means; "": find out (login_env.h)
     std::uint64_t child_nofile_soft = 0;  // RLIMIT_NOFILE commands get: what the agent was started with
                                           // before it raised its own; 0: as the agent has now
+    std::string start_marks;              // directory for StartMarkers; "": none
     std::string child_cgroup_procs;  // cgroup.procs that commands enter, the one the agent left; "": none
   };
   ProcTable(const Options& options, ExitFn on_exit, base::Logger& log);
@@ -47,7 +48,8 @@ class ProcTable {
 
   // ENOENT: no such user, cwd or program (with text; through a login shell a missing program is
   // exit code 127); EAGAIN: limit; EPERM: another user, and the agent is not root. Same `proc`
-  // again: same answer. Blocks until the program is executed, a few ms.
+  // again: same answer; ESTALE: an agent process before this one began to start it. Blocks until the program
+  // is executed, a few ms.
   base::Result<wire::ProcReply> start(const wire::ProcStart& request);
   // Streams output from the offset until exit and end of output; never blocks the caller: the table
   // feeds the responder from a thread of its own. What lies before the offset counts as consumed.

@@ -19,6 +19,7 @@
 #include "tools/agent/proc_spawn.h"
 #include "tools/agent/proc_stdin.h"
 #include "tools/agent/proc_table.h"
+#include "tools/agent/start_marker.h"
 
 // The inside of ProcTable, in three parts: proc_table.cpp answers calls, proc_loop.cpp is the poll
 // thread, proc_feed.cpp streams output to attached clients.
@@ -141,6 +142,7 @@ struct ProcTable::Impl {
   void read_leftover(std::uint64_t serial) EXCLUDES(mu_);
 
   const Options options_;
+  const StartMarkers marks_{options_.start_marks};
   const ExitFn on_exit_;
   base::Logger& log_;
   base::UniqueFd epoll_;

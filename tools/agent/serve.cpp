@@ -59,6 +59,7 @@ struct Setup {
   StatePaths paths;
   std::unique_ptr<Listener> listener;
   AgentState state;
+  std::string directory;
 };
 
 base::Result<Setup> set_up(const ServeCommand& command, base::Logger& log) {
@@ -66,6 +67,7 @@ base::Result<Setup> set_up(const ServeCommand& command, base::Logger& log) {
   auto directory = state_directory(command.state_dir);
   if (!directory) return std::move(directory).error();
   base::fault::set_file(*directory + "/faults");
+  setup.directory = *directory;
   setup.state.build = build_id();
   setup.paths = state_paths(*directory, setup.state.build, command.kind, command.user);
   auto lock = lock_file(setup.paths.run, std::chrono::steady_clock::now());
@@ -111,6 +113,7 @@ int serve_command(const ServeCommand& command, const CarrierMaker& tcp, const Ca
   if (who->known) options.procs.sandbox_user = who->user;
   options.procs.child_nofile_soft = around.nofile_soft;
   options.procs.child_cgroup_procs = around.cgroup_procs;
+  options.procs.start_marks = setup->directory + "/started";
   options.procs.attach_grace_ms = static_cast<std::uint32_t>(command.grace.count()) * 1000;
   options.linger = command.linger;
   options.session_grace = command.grace;

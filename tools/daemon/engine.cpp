@@ -27,8 +27,9 @@ namespace {
 using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kDialTimeout = 120s;  // the agent's upload over a slow line is in it
-constexpr auto kRescanEvery = 10s;   // until changes are told live
+constexpr auto kDialTimeout = 120s;   // the agent's upload over a slow line is in it
+constexpr auto kRedialTimeout = 15s;  // the agent is there already
+constexpr auto kRescanEvery = 10s;    // until changes are told live
 constexpr auto kRescanDeadline = 60s;
 constexpr std::size_t kMaxMounts = 256;
 
@@ -125,6 +126,7 @@ struct Engine::Impl {
   base::Logger& log;
   base::Timers timers;
   UpWatch up;
+  bool reached = false;  // the dialer thread's: a connection was made before
   std::unique_ptr<channel::Link> link;
   sync::EventStream events;
   sync::TreeStore tree;
@@ -144,7 +146,9 @@ std::unique_ptr<channel::Link> Engine::Impl::make_link() {
   config.connect_timeout = kDialTimeout;
   config.build = "nearbox " NEARBOX_VERSION;
   config.dial = [this](wire::Role role, channel::Deadline deadline) {
-    auto dialled = dialer->dial(role, deadline);
+    const auto limit = reached ? std::min(deadline, Clock::now() + kRedialTimeout) : deadline;
+    auto dialled = dialer->dial(role, limit);
+    if (dialled) reached = true;
     if (!dialled) {
       log.warn("event=dial_failed why=" + dialled.error().message());
       up.dial_failed(dialled.error(), dialer->is_final(dialled.error()));

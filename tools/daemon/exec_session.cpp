@@ -333,6 +333,14 @@ void ExecSession::run(const nlohmann::json& request, const SettleFn& settle) {
   }
   auto started = sync_call<wire::ProcReply>(impl.link, wire::Method::kProcStart, start,
                                             Clock::now() + kStartDeadline, Resend::kYes);
+  if (!started && started.error().as_errno() == ESTALE) {
+    const auto error =
+        api::make_error(api::ErrorCode::kInternal,
+                        "the agent in the sandbox died while it started the command, which may "
+                        "have run; look before you run it again");
+    (void)impl.client.write_json({{"error", error_object(error)}}, Clock::now() + 5s);
+    return;
+  }
   if (!started) {
     (void)impl.client.write_json(
         {{"error", error_object(std::move(started).error().during("start command"))}}, Clock::now() + 5s);
