@@ -44,6 +44,9 @@ class Link : public api::AgentLink {
   // Tries again at once: after a final error, or when something (a resume, a new network) makes it
   // likely that the next attempt succeeds.
   virtual void redial() = 0;
+  // Ends every call with ESHUTDOWN, now and from now on, and joins all threads; what the destructor
+  // does first. Not on a thread of the link. Again: nothing.
+  virtual void shutdown() = 0;
 };
 
 // Starts dialling at once.

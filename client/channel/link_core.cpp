@@ -348,7 +348,10 @@ class LinkImpl final : public Link {
       : core_(std::make_shared<LinkCore>(std::move(config), timers, log)) {
     core_->start();
   }
-  ~LinkImpl() override { core_->stop(); }
+  ~LinkImpl() override { shutdown(); }
+  void shutdown() override {
+    std::call_once(stopped_, [this] { core_->stop(); });
+  }
   LinkImpl(const LinkImpl&) = delete;
   LinkImpl& operator=(const LinkImpl&) = delete;
 
@@ -368,6 +371,7 @@ class LinkImpl final : public Link {
   void redial() override { core_->redial(); }
 
  private:
+  std::once_flag stopped_;
   const std::shared_ptr<LinkCore> core_;
 };
 

@@ -443,6 +443,7 @@ nlohmann::json Engine::status() const { return impl_->status(); }
 
 void Engine::stop() {
   impl_->up.close();
+  impl_->link->shutdown();
   impl_->events.stop();
   impl_->ops.close();
   impl_->cache.close();
