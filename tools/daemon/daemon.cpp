@@ -139,11 +139,13 @@ void Daemon::accept_one() {
   }
   auto& client = clients_.emplace_back();
   client.connection = std::make_unique<ControlConnection>(std::move(fd));
+  ++uses_;
   client.thread = std::jthread([this, &client] { serve(client); });
 }
 
 void Daemon::serve(Client& client) noexcept {
   pthread_setname_np(pthread_self(), "client");
+  bool counted = true;  // since it was accepted: the daemon must not end before it knows what is asked
   try {
     auto& connection = *client.connection;
     const nlohmann::json hello = {
@@ -152,16 +154,17 @@ void Daemon::serve(Client& client) noexcept {
       auto message = connection.read_json(Clock::now() + kHelloDeadline);
       if (message && message->is_object()) {
         const bool use = message->value("op", std::string()) != "status";
-        if (use) ++uses_;
+        if (!use) --uses_;
+        counted = use;
         answer(connection, *message);
         if (use) used_ = true;
-        if (use) --uses_;
       }
     }
     connection.shutdown();
   } catch (const std::exception& error) {
     log_.error(std::string("event=client_failed what=") + error.what());
   }
+  if (counted) --uses_;
   client.done = true;
   wake();
 }

@@ -14,6 +14,7 @@
 #include "fs/core/op_log.h"
 #include "fs/core/tree_hooks.h"
 #include "fs/fuse/fuse_loop.h"
+#include "fs/fuse/mount_point.h"
 #include "fs/fuse/mount_session.h"
 #include "sync/engine/event_stream.h"
 #include "sync/engine/tree_store.h"
@@ -40,7 +41,8 @@ void fields(Ar&, const Empty&) {}
 
 struct Mount {
   std::shared_ptr<fs::MountSession> session;
-  std::string dir;  // canonical, in the sandbox
+  std::string dir;     // canonical, in the sandbox
+  unsigned minor = 0;  // of its device
   std::shared_ptr<std::atomic<int>> loaded = std::make_shared<std::atomic<int>>(-1);  // errno once known
 };
 
@@ -124,6 +126,12 @@ struct Engine::Impl {
   Layout layout;
   std::function<void()> on_idle_change;
   base::Logger& log;
+  base::Mutex mu;  // rank: above the tree's lock; not held across waits
+  std::map<std::string, Mount> mounts GUARDED_BY(mu);
+  bool root_open GUARDED_BY(mu) = false;
+  bool rescan_planned GUARDED_BY(mu) = false;
+  bool stopping GUARDED_BY(mu) = false;
+
   base::Timers timers;
   UpWatch up;
   bool reached = false;  // the dialer thread's: a connection was made before
@@ -133,12 +141,6 @@ struct Engine::Impl {
   fs::OpLog ops;
   fs::BlockCache cache;
   fs::FuseLoop loop;
-
-  base::Mutex mu;  // rank: above the tree's lock; not held across waits
-  std::map<std::string, Mount> mounts GUARDED_BY(mu);
-  bool root_open GUARDED_BY(mu) = false;
-  bool rescan_planned GUARDED_BY(mu) = false;
-  bool stopping GUARDED_BY(mu) = false;
 };
 
 std::unique_ptr<channel::Link> Engine::Impl::make_link() {
@@ -156,7 +158,11 @@ std::unique_ptr<channel::Link> Engine::Impl::make_link() {
     return dialled;
   };
   config.abort_dial = [this] { dialer->abort(); };
-  config.is_final = [this](const base::Error& error) { return dialer->is_final(error); };
+  config.is_final = [this](const base::Error& error) {
+    // A token the agent does not take is an old one: the next dial asks for the present one.
+    if (error.as_errno() == EACCES) dialer->refused();
+    return dialer->is_final(error);
+  };
   return channel::make_agent_link(std::move(config), timers, log);
 }
 
@@ -245,25 +251,34 @@ base::Result<nlohmann::json> Engine::Impl::mount(const nlohmann::json& request, 
   auto session = loop.mount(options, {tree, ops, cache, *link, timers});
   if (!session) return mount_error(std::move(session).error());
   mount.session = *std::move(session);
-  auto* raw = mount.session.get();
+  const auto made = mount.session;
+  if (const auto entry = fs::find_mount(mountpoint)) mount.minor = entry->minor;
   nlohmann::json answer = {{"status", "mounted"},
                            {"mountpoint", mountpoint},
                            {"dir", mount.dir},
                            {"source", dialer->describe() + ":" + mount.dir}};
+  bool late = false;
   {
     base::MutexLock lock(mu);
-    mounts[mountpoint] = std::move(mount);
-    record();
+    late = stopping;
+    if (!late) {
+      mounts[mountpoint] = std::move(mount);
+      record();
+    }
   }
-  raw->on_gone([this] { on_idle_change(); });
+  if (late) {
+    (void)made->unmount(deadline);
+    return base::errno_error(ESHUTDOWN, "the daemon is ending; run the command again");
+  }
+  made->on_gone([this] { on_idle_change(); });
   schedule_rescan();
   return answer;
 }
 
 void Engine::Impl::record() {
-  std::vector<std::string> points;
-  for (const auto& [point, mount] : mounts) points.push_back(point);
-  if (auto done = record_mounts(layout, points); !done) {
+  std::vector<RecordedMount> list;
+  for (const auto& [point, mount] : mounts) list.push_back({mount.minor, point});
+  if (auto done = record_mounts(layout, list); !done) {
     log.warn("event=record_mounts_failed why=" + done.error().message());
   }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/daemon/layout.h"
 
+#include <charconv>
 #include <dirent.h>
 #include <fcntl.h>
 #include <fstream>
@@ -75,18 +76,26 @@ base::Result<base::UniqueFd> lock_daemon(const Layout& layout) {
   return fd;
 }
 
-std::vector<std::string> recorded_mounts(const Layout& layout) {
-  std::vector<std::string> out;
+std::vector<RecordedMount> recorded_mounts(const Layout& layout) {
+  std::vector<RecordedMount> out;
   std::ifstream in(layout.mounts());
   for (std::string line; std::getline(in, line);) {
-    if (!line.empty()) out.push_back(line);
+    RecordedMount mount;
+    const char* const end = line.data() + line.size();
+    const auto [at, error] = std::from_chars(line.data(), end, mount.minor);
+    if (error != std::errc{} || at == end || *at != ' ' || at + 1 == end) continue;
+    mount.mountpoint.assign(at + 1, end);
+    out.push_back(std::move(mount));
   }
   return out;
 }
 
-base::Result<void> record_mounts(const Layout& layout, const std::vector<std::string>& mountpoints) {
+base::Result<void> record_mounts(const Layout& layout, const std::vector<RecordedMount>& mounts) {
   std::string text;
-  for (const auto& path : mountpoints) text += path + "\n";
+  for (const auto& mount : mounts) {
+    if (mount.mountpoint.find('\n') != std::string::npos) continue;
+    text += std::to_string(mount.minor) + " " + mount.mountpoint + "\n";
+  }
   const auto temporary = layout.mounts() + ".new";
   base::UniqueFd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
   if (!fd) return base::last_errno("open " + temporary);

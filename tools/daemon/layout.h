@@ -19,7 +19,7 @@ struct Layout {
   std::string lock() const { return dir + "/lock"; }
   std::string socket() const { return dir + "/socket"; }
   std::string log() const { return dir + "/log"; }
-  std::string mounts() const { return dir + "/mounts"; }  // a mountpoint a line
+  std::string mounts() const { return dir + "/mounts"; }  // "MINOR MOUNTPOINT" a line
 };
 
 // Makes the directory (0700). `service`: the control plane's URL, empty for ssh and docker.
@@ -30,8 +30,13 @@ base::Result<std::vector<Layout>> all_layouts();
 // Takes the lock that a running daemon holds; EBUSY when one does.
 base::Result<base::UniqueFd> lock_daemon(const Layout& layout);
 
-// Mountpoints a daemon recorded and did not take off the list.
-std::vector<std::string> recorded_mounts(const Layout& layout);
-base::Result<void> record_mounts(const Layout& layout, const std::vector<std::string>& mountpoints);
+// A mount a daemon made and did not take off the list. `minor` (of its device) tells it from another
+// mount that came to the same place later. Mountpoints with a newline are not recorded.
+struct RecordedMount {
+  unsigned minor = 0;
+  std::string mountpoint;
+};
+std::vector<RecordedMount> recorded_mounts(const Layout& layout);
+base::Result<void> record_mounts(const Layout& layout, const std::vector<RecordedMount>& mounts);
 
 }  // namespace nearbox::daemon

@@ -20,6 +20,18 @@ bool ours(const std::string& mountpoint) {
   return entry && entry->type == fs::kFsType;
 }
 
+// A daemon of ours that still runs and serves this place.
+bool served(const std::string& mountpoint) {
+  auto layouts = all_layouts();
+  if (!layouts) return true;
+  for (const auto& layout : *layouts) {
+    for (const auto& mount : recorded_mounts(layout)) {
+      if (mount.mountpoint == mountpoint && connect_unix(layout.socket())) return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 base::Result<void> unmount_anywhere(const std::string& mountpoint, Clock::time_point deadline) {
@@ -27,7 +39,10 @@ base::Result<void> unmount_anywhere(const std::string& mountpoint, Clock::time_p
   if (!layouts) return std::move(layouts).error();
   for (const auto& layout : *layouts) {
     const auto recorded = recorded_mounts(layout);
-    if (std::find(recorded.begin(), recorded.end(), mountpoint) == recorded.end()) continue;
+    if (std::none_of(recorded.begin(), recorded.end(),
+                     [&](const RecordedMount& mount) { return mount.mountpoint == mountpoint; })) {
+      continue;
+    }
     auto connection = connect_daemon(layout, std::min(deadline, Clock::now() + kHelloDeadline));
     if (!connection) continue;
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
@@ -35,6 +50,11 @@ base::Result<void> unmount_anywhere(const std::string& mountpoint, Clock::time_p
                           deadline + 1s);
     if (!answer) return std::move(answer).error();
     if (answer->value("unmounted", false)) return {};
+  }
+  if (ours(mountpoint) && served(mountpoint)) {
+    return api::make_error(api::ErrorCode::kMountBusy, mountpoint +
+                                                           " is served by a daemon that does not answer; "
+                                                           "see nearbox status, or end it");
   }
   if (ours(mountpoint)) {
     // Its daemon is gone: nothing more can be lost there.
@@ -45,9 +65,12 @@ base::Result<void> unmount_anywhere(const std::string& mountpoint, Clock::time_p
 }
 
 void clear_dead_mounts(const Layout& layout) {
-  for (const auto& mountpoint : recorded_mounts(layout)) {
-    // The caller holds the lock, so the daemon that mounted it is gone and so is its end of the mount.
-    if (ours(mountpoint)) (void)fs::unmount_path(mountpoint, true, Clock::now() + 5s);
+  for (const auto& mount : recorded_mounts(layout)) {
+    // The caller holds the lock, so the daemon that made it is gone and so is its end of the mount. What
+    // lies there now may be another daemon's: its device is another one.
+    const auto entry = fs::find_mount(mount.mountpoint);
+    if (!entry || entry->type != fs::kFsType || entry->minor != mount.minor) continue;
+    (void)fs::unmount_path(mount.mountpoint, true, Clock::now() + 5s);
   }
   (void)record_mounts(layout, {});
 }

@@ -26,6 +26,7 @@ class SandboxDialer : public Dialer {
 
   base::Result<channel::Dialled> dial(wire::Role role, channel::Deadline deadline) override {
     (void)role;
+    if (forget_.exchange(false)) address_.reset();
     if (!address_) {
       if (auto found = locate(deadline); !found) return std::move(found).error();
     }
@@ -47,7 +48,7 @@ class SandboxDialer : public Dialer {
   std::string describe() const override { return target_.sandbox(); }
   void wanted() override { wanted_ = true; }
   void abort() override { stop_.request_stop(); }
-  void refused() override { address_.reset(); }
+  void refused() override { forget_ = true; }
 
  private:
   // Control plane, envd, agent: what is needed once and after each failure.
@@ -90,8 +91,9 @@ class SandboxDialer : public Dialer {
   base::Logger& log_;
   http::HttpClient client_;
   std::stop_source stop_;
-  std::atomic<bool> wanted_{false};
-  std::optional<api::SandboxAccess> access_;
+  std::atomic<bool> wanted_{true};  // a daemon is started for a command
+  std::atomic<bool> forget_{false};
+  std::optional<api::SandboxAccess> access_;  // the dialer thread's, as the next
   std::optional<http::AgentAddress> address_;
 };
 

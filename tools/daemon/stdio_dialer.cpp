@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "client/api/error_code.h"
+#include "client/base/mutex.h"
 #include "client/base/unique_fd.h"
 #include "client/channel/spawn_carrier.h"
 #include "tools/daemon/dialer.h"
@@ -126,15 +127,29 @@ class StdioDialer : public Dialer {
     }
     auto spawned = channel::spawn_carrier(argv);
     if (!spawned) return unreachable(std::move(spawned).error());
+    if (!begin(spawned->get())) return base::errno_error(ESHUTDOWN, "the daemon is ending");
     auto dialled = handshake(**spawned, deadline);
+    (void)begin(nullptr);
     if (!dialled) return unreachable(std::move(dialled).error());
     return channel::Dialled{*std::move(spawned), *dialled};
   }
 
   bool is_final(const base::Error&) const override { return false; }
   std::string describe() const override { return config_.name; }
+  void abort() override {
+    base::MutexLock lock(mu_);
+    aborted_ = true;
+    if (running_ != nullptr) running_->shutdown();
+  }
 
  private:
+  // The carrier that abort() may end; false after abort().
+  bool begin(channel::Carrier* carrier) {
+    base::MutexLock lock(mu_);
+    running_ = carrier;
+    return !aborted_;
+  }
+
   base::Result<wire::Token> handshake(channel::Carrier& carrier, channel::Deadline deadline) {
     auto line = await_line(carrier, kHave, kNeed, deadline);
     if (!line) return std::move(line).error();
@@ -162,6 +177,9 @@ class StdioDialer : public Dialer {
   StdioConfig config_;
   AgentBinary agent_;
   base::Logger& log_;
+  base::Mutex mu_;  // rank: leaf
+  channel::Carrier* running_ GUARDED_BY(mu_) = nullptr;
+  bool aborted_ GUARDED_BY(mu_) = false;
 };
 
 }  // namespace
