@@ -63,6 +63,24 @@ class Daemon {
     std::jthread thread;
   };
 
+  // A command that keeps the daemon while it runs.
+  class Use {
+   public:
+    Use(Daemon& daemon, bool counts) : daemon_(counts ? &daemon : nullptr) {
+      if (daemon_ != nullptr) ++daemon_->uses_;
+    }
+    ~Use() {
+      if (daemon_ == nullptr) return;
+      daemon_->used_ = true;
+      --daemon_->uses_;
+    }
+    Use(const Use&) = delete;
+    Use& operator=(const Use&) = delete;
+
+   private:
+    Daemon* const daemon_;
+  };
+
   void wake() noexcept {
     const std::uint64_t one = 1;
     if (::write(wake_.get(), &one, sizeof one) < 0) return;  // full: it is awake already
@@ -83,6 +101,7 @@ class Daemon {
   std::unique_ptr<Engine> engine_;
   std::list<Client> clients_;  // main thread only
   std::atomic<int> uses_{0};
+  std::atomic<int> undecided_{0};  // accepted, and what they want is not known: the daemon waits for that
   std::atomic<bool> used_{false};  // since the main thread last looked
   std::atomic<bool> stop_{false};
 };
@@ -93,9 +112,9 @@ void Daemon::run() {
     reap();
     if (used_.exchange(false) || in_use()) idle_since = Clock::now();
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(idle_since + kLinger - Clock::now());
-    if (!in_use() && left <= 0ms) break;
+    if (!in_use() && undecided_ == 0 && left <= 0ms) break;
     pollfd fds[3] = {{listener_.get(), POLLIN, 0}, {signals_.get(), POLLIN, 0}, {wake_.get(), POLLIN, 0}};
-    const int timeout = in_use() ? 60'000 : static_cast<int>(left.count());
+    const int timeout = in_use() || undecided_ > 0 ? 60'000 : static_cast<int>(left.count());
     if (::poll(fds, 3, timeout) <= 0) continue;
     if ((fds[2].revents & POLLIN) != 0) {
       std::uint64_t count = 0;
@@ -139,13 +158,13 @@ void Daemon::accept_one() {
   }
   auto& client = clients_.emplace_back();
   client.connection = std::make_unique<ControlConnection>(std::move(fd));
-  ++uses_;
+  ++undecided_;
   client.thread = std::jthread([this, &client] { serve(client); });
 }
 
 void Daemon::serve(Client& client) noexcept {
   pthread_setname_np(pthread_self(), "client");
-  bool counted = true;  // since it was accepted: the daemon must not end before it knows what is asked
+  bool undecided = true;
   try {
     auto& connection = *client.connection;
     const nlohmann::json hello = {
@@ -154,17 +173,17 @@ void Daemon::serve(Client& client) noexcept {
       auto message = connection.read_json(Clock::now() + kHelloDeadline);
       if (message && message->is_object()) {
         const bool use = message->value("op", std::string()) != "status";
-        if (!use) --uses_;
-        counted = use;
+        const Use counted(*this, use);
+        --undecided_;
+        undecided = false;
         answer(connection, *message);
-        if (use) used_ = true;
       }
     }
     connection.shutdown();
   } catch (const std::exception& error) {
     log_.error(std::string("event=client_failed what=") + error.what());
   }
-  if (counted) --uses_;
+  if (undecided) --undecided_;
   client.done = true;
   wake();
 }
