@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "client/api/error_code.h"
+#include "client/base/mutex.h"
 #include "client/base/unique_fd.h"
 #include "client/channel/spawn_carrier.h"
 #include "tools/daemon/dialer.h"
@@ -126,15 +127,30 @@ class StdioDialer : public Dialer {
     }
     auto spawned = channel::spawn_carrier(argv);
     if (!spawned) return unreachable(std::move(spawned).error());
-    auto dialled = handshake(**spawned, deadline);
+    auto dialled = begin(**spawned) ? handshake(**spawned, deadline)
+                                    : base::Result<wire::Token>(base::errno_error(ESHUTDOWN));
+    {
+      base::MutexLock lock(mu_);
+      dialling_ = nullptr;
+    }
     if (!dialled) return unreachable(std::move(dialled).error());
     return channel::Dialled{*std::move(spawned), *dialled};
   }
 
   bool is_final(const base::Error&) const override { return false; }
   std::string describe() const override { return config_.name; }
+  void abort() override {
+    base::MutexLock lock(mu_);
+    aborted_ = true;
+    if (dialling_ != nullptr) dialling_->shutdown();
+  }
 
  private:
+  bool begin(channel::Carrier& carrier) {
+    base::MutexLock lock(mu_);
+    if (!aborted_) dialling_ = &carrier;
+    return !aborted_;
+  }
   base::Result<wire::Token> handshake(channel::Carrier& carrier, channel::Deadline deadline) {
     auto line = await_line(carrier, kHave, kNeed, deadline);
     if (!line) return std::move(line).error();
@@ -162,6 +178,9 @@ class StdioDialer : public Dialer {
   StdioConfig config_;
   AgentBinary agent_;
   base::Logger& log_;
+  base::Mutex mu_;  // rank: leaf
+  channel::Carrier* dialling_ GUARDED_BY(mu_) = nullptr;
+  bool aborted_ GUARDED_BY(mu_) = false;
 };
 
 }  // namespace
