@@ -4,10 +4,13 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <sys/stat.h>
 
 #include "client/channel/frame.h"
 #include "client/channel/websocket.h"
+#include "client/wire/tree.h"
 #include "tests/fuzz/all_messages.h"
+#include "tools/sandbox_server/envelope.h"
 
 namespace {
 
@@ -119,6 +122,65 @@ void upgrade() {
   put("upgrade", "refusal", "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 2\r\n\r\nno");
 }
 
+wire::Attr attr(std::uint32_t mode, std::uint64_t number) {
+  wire::Attr out{};
+  out.dev = 40 + number % 3;
+  out.ino = 1000 * number;
+  out.mode = mode;
+  out.nlink = number % 2 == 0 ? 1 : 2;
+  out.uid = 1000;
+  out.gid = 1000;
+  out.size = number * 5000;
+  out.blocks = number * 16;
+  out.mtime_ns = 1'700'000'000'123'456'789 + static_cast<std::int64_t>(number) * 1'000'000'000;
+  out.ctime_ns = out.mtime_ns + static_cast<std::int64_t>(number % 2);
+  out.version = number;
+  return out;
+}
+
+void tree() {
+  wire::TreeBlock top;
+  top.attr = attr(S_IFDIR | 0755, 1);
+  top.entries = {{"a", attr(S_IFREG | 0644, 2), {}},
+                 {"link", attr(S_IFLNK | 0777, 3), "a"},
+                 {"dir", attr(S_IFDIR | 0755, 4), {}},
+                 {"pipe", attr(S_IFIFO | 0600, 5), {}}};
+  wire::TreeBlock below;
+  below.path = "dir";
+  below.attr = attr(S_IFDIR | 0755, 4);
+  below.flags = wire::kTreeFailed;
+  below.error = 13;
+  wire::TreeBlock crossed;
+  crossed.path = "dir/other";
+  crossed.attr = attr(S_IFDIR | 0755, 6);
+  crossed.flags = wire::kTreeCrossed | wire::kTreeMore;
+  crossed.entries = {{"old", attr(S_IFREG, 7), {}}};
+  crossed.entries[0].attr.mtime_ns = -1;
+  wire::TreeEncoder one;
+  wire::Bytes single;
+  one.add(top, single);
+  put("tree", "one", single);
+  wire::TreeEncoder all;
+  wire::Bytes several;
+  for (const auto& block : {top, below, crossed}) all.add(block, several);
+  put("tree", "several", several);
+}
+
+void server() {
+  using sandbox_server::encode_envelope;
+  put("envelope", "stream",
+      encode_envelope(0, R"({"process":{"pid":42}})") + encode_envelope(1, "") +
+          encode_envelope(sandbox_server::kFlagEnd, "{}"));
+  const std::string part =
+      "--XX\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a/\\\"b\\\".txt\"\r\n"
+      "Content-Type: application/octet-stream\r\n\r\nbytes\r\n--X not yet\r\n";
+  put("multipart", "parts",
+      std::string("\x07multipart/form-data; boundary=XX\n") + part + part + "--XX--\r\nepilogue");
+  put("multipart", "quoted",
+      "\x40multipart/form-data; charset=x; Boundary=\"X X\"\npreamble\r\n--X X\r\n"
+      "Content-Disposition: form-data; name=a\r\n\r\n\r\n--X X--");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -128,5 +190,7 @@ int main(int argc, char** argv) {
   frames();
   websocket();
   upgrade();
+  tree();
+  server();
   return 0;
 }

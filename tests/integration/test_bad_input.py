@@ -72,7 +72,7 @@ class BadInput(nbtest.Case):
         (full / "x").write_text("x")
         if self.owner:
             self.chown_all(full)
-        self.refused("mount", target, str(full), code=1, text=["not empty"], error_code="mount.busy")
+        self.refused("mount", target, str(full), code=1, text=["would hide", "--nonempty"], error_code="mount.busy")
         self.mount(target)
         done = self.nb("mount", target, self.mnt, code=1)
         self.assertIn("already", done.stderr.decode())

@@ -113,6 +113,7 @@ struct Engine::Impl {
   ~Impl();
 
   std::unique_ptr<channel::Link> make_link();
+  void handshake_failed(const base::Error& error);
   base::Result<void> open_root(Deadline deadline);
   base::Result<wire::RootReply> resolve(const std::string& dir, Deadline deadline);
   base::Result<nlohmann::json> mount(const nlohmann::json& request, Deadline deadline);
@@ -135,6 +136,7 @@ struct Engine::Impl {
   base::Timers timers;
   UpWatch up;
   bool reached = false;  // the dialer thread's: a connection was made before
+  std::atomic<bool> shaking{false};  // the control or bulk connection that was dialled last shakes hands
   std::unique_ptr<channel::Link> link;
   sync::EventStream events;
   sync::TreeStore tree;
@@ -151,6 +153,7 @@ std::unique_ptr<channel::Link> Engine::Impl::make_link() {
     const auto limit = reached ? std::min(deadline, Clock::now() + kRedialTimeout) : deadline;
     auto dialled = dialer->dial(role, limit);
     if (dialled) reached = true;
+    shaking = dialled.ok();
     if (!dialled) {
       log.warn("event=dial_failed why=" + dialled.error().message());
       up.dial_failed(dialled.error(), dialer->is_final(dialled.error()));
@@ -161,6 +164,7 @@ std::unique_ptr<channel::Link> Engine::Impl::make_link() {
   config.is_final = [this](const base::Error& error) {
     // A token the agent does not take is an old one: the next dial asks for the present one.
     if (error.as_errno() == EACCES) dialer->refused();
+    if (shaking.exchange(false)) handshake_failed(error);
     return dialer->is_final(error);
   };
   return channel::make_agent_link(std::move(config), timers, log);
@@ -172,6 +176,14 @@ Engine::Impl::~Impl() {
   ops.close();
   cache.close();
   link->remove_observer(&up);
+}
+
+// What answered is no agent of ours (EPROTO): trying again is of no use while a user waits.
+void Engine::Impl::handshake_failed(const base::Error& error) {
+  up.handshake_failed(api::make_error(api::ErrorCode::kNetUnreachable,
+                                      "Cannot reach " + dialer->describe() + ": " + error.message() +
+                                          "; what answers there is not the agent, or it broke off"),
+                      error.as_errno() == EPROTO);
 }
 
 base::Result<void> Engine::Impl::open_root(Deadline deadline) {
@@ -384,10 +396,12 @@ Engine::Engine(std::unique_ptr<Dialer> dialer, Layout layout, std::function<void
 Engine::~Engine() { stop(); }
 
 base::Result<void> Engine::wait_up(Deadline deadline) {
-  return impl_->up.wait(deadline, [this] {
+  auto up = impl_->up.wait(deadline, [this] {
     impl_->dialer->wanted();
     impl_->link->redial();
   });
+  if (up || up.error().code.category() == api::nearbox_category()) return up;
+  return std::move(up).error().during(impl_->dialer->describe());  // else nothing says which sandbox
 }
 api::AgentLink& Engine::link() { return *impl_->link; }
 

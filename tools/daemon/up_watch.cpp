@@ -26,6 +26,15 @@ void UpWatch::dial_failed(const base::Error& error, bool final) {
   cv_.notify_all();
 }
 
+void UpWatch::handshake_failed(const base::Error& error, bool final) {
+  base::MutexLock lock(mu_);
+  error_ = error;
+  if (!final) return;
+  final_ = true;
+  ++failures_;
+  cv_.notify_all();
+}
+
 void UpWatch::close() {
   base::MutexLock lock(mu_);
   closed_ = true;

@@ -22,6 +22,9 @@ class UpWatch : public api::LinkObserver {
   void on_up(const wire::Welcome& welcome, bool same_instance) noexcept override;
   void on_down(const base::Error& why) noexcept override;
   void dial_failed(const base::Error& error, bool final);
+  // A connection stood, but no session: told to who waits until the deadline, since the next attempt
+  // may do better; `final` as above.
+  void handshake_failed(const base::Error& error, bool final);
   void close();  // ends all waits with ESHUTDOWN
 
   // Waits until the link is up. While it never was, or when the error is final, a failed attempt after
