@@ -7,10 +7,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <dirent.h>
 #include <fcntl.h>
 #include <grp.h>
-#include <memory>
 #include <poll.h>
 #include <sched.h>
 #include <sys/prctl.h>
@@ -24,6 +22,7 @@
 
 #include "client/base/unique_fd.h"
 #include "tools/sandbox_server/envd.h"
+#include "tools/sandbox_server/proc_tree.h"
 #include "tools/sandbox_server/server.h"
 #include "tools/sandbox_server/text.h"
 
@@ -92,33 +91,6 @@ base::Result<void> enter_namespaces(IsolationMode mode) {
     return base::last_errno("map the user");
   }
   return {};
-}
-
-// The parent of every process, from /proc. A process that ends meanwhile is left out.
-std::vector<pid_t> descendants_of(pid_t ancestor) {
-  std::vector<std::pair<pid_t, pid_t>> parents;
-  const std::unique_ptr<DIR, int (*)(DIR*)> listing(::opendir("/proc"), ::closedir);
-  if (!listing) return {};
-  while (const auto* entry = ::readdir(listing.get())) {
-    const auto pid = parse_number(entry->d_name);
-    if (!pid) continue;
-    const base::UniqueFd fd(
-        ::open(("/proc/" + std::string(entry->d_name) + "/stat").c_str(), O_RDONLY | O_CLOEXEC));
-    std::string text(1024, '\0');
-    const auto got = fd ? ::read(fd.get(), text.data(), text.size()) : -1;
-    const auto name_end = got > 0 ? text.rfind(')') : std::string::npos;
-    if (name_end == std::string::npos || name_end + 4 >= text.size()) continue;
-    parents.emplace_back(static_cast<pid_t>(*pid),
-                         static_cast<pid_t>(std::atoi(text.c_str() + name_end + 4)));
-  }
-  std::vector<pid_t> out{ancestor};
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    for (const auto& [pid, parent] : parents) {
-      if (parent == out[i]) out.push_back(pid);
-    }
-  }
-  out.erase(out.begin());
-  return out;
 }
 
 // Signals every process of the sandbox but this one.

@@ -259,6 +259,25 @@ test('the agent recipe: upload as root, start detached, reach its port, upgrade'
   await once(socket, 'end')
 })
 
+test("a port of the machine's own is none of a sandbox's", async () => {
+  let reached = 0
+  const foreign = http.createServer((_, reply) => {
+    reached++
+    reply.end('foreign')
+  })
+  for (const host of ['127.0.0.1', '0.0.0.0']) {
+    foreign.listen(0, host)
+    await once(foreign, 'listening')
+    const { port } = foreign.address()
+    const reply = await fetch(`${server.sandboxUrl}/`, { headers: routed(port) })
+    foreign.close()
+    await once(foreign, 'close')
+    assert.equal(reply.status, 502)
+    assert.equal((await reply.json()).message, 'The sandbox is running but port is not open')
+  }
+  assert.equal(reached, 0)
+})
+
 test('isolation: own home, tmp and processes, the machine untouched', async () => {
   const inside = await run('echo secret > /etc/nearbox-probe; echo x > /usr/local/bin/nearbox-probe; ls /home; cat /proc/1/comm; ls -A /tmp | wc -l; getent passwd user')
   assert.match(inside.stdout, /^user\n/)
