@@ -211,12 +211,16 @@ Refusal write_file(EnvdContext& context, const User& user, const std::string& pa
                ? refusal_of(err, "make directories")
                : Refusal{500, "make directories of " + path + ": " + errno_text(err)};
   }
-  const base::UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY, 0666));
+  // Not waiting for the reader of a FIFO: without one the open is ENXIO.
+  constexpr int kFlags = O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+  const base::UniqueFd fd(::open(path.c_str(), kFlags, 0666));
   if (!fd) {
     const int err = errno;
     return err == ENOENT ? Refusal{500, "open " + path + ": " + errno_text(err)}
                          : refusal_of(err, "open " + path);
   }
+  if (const int flags = ::fcntl(fd.get(), F_GETFL); flags >= 0)
+    (void)::fcntl(fd.get(), F_SETFL, flags & ~O_NONBLOCK);
   context.users.own(fd.get(), user);
   std::string chunk(kCopyChunk, '\0');
   while (true) {

@@ -22,6 +22,8 @@ inline constexpr std::size_t kMaxHeaderBytes = 64 * 1024;
 inline constexpr std::size_t kMaxJsonBody = 16 * 1024 * 1024;
 // Body bytes read and thrown away after a reply, so that the connection can be used again.
 inline constexpr std::size_t kMaxDrainBytes = 256 * 1024;
+// How long that may take, and the reading after the last reply of a connection.
+inline constexpr std::chrono::seconds kDrainTimeout{2};
 inline constexpr std::size_t kIoChunk = 64 * 1024;
 // Longer than any SDK keeps an idle connection, so that a reused one is never met half closed.
 inline constexpr std::chrono::seconds kIdleTimeout{640};
@@ -83,6 +85,8 @@ class SocketStream {
   int fd() const { return fd_.get(); }
   int stop_fd() const { return stop_fd_; }
   void set_timeout(std::chrono::milliseconds timeout) { timeout_ = timeout; }
+  // An end to all reading and waiting, besides the timeout of each; nothing: no such end.
+  void set_deadline(std::optional<std::chrono::steady_clock::time_point> deadline) { deadline_ = deadline; }
 
   base::Result<std::size_t> read_some(char* data, std::size_t size);  // 0: the peer closed
   base::Result<std::size_t> write_some(const char* data, std::size_t size);
@@ -95,6 +99,7 @@ class SocketStream {
   base::UniqueFd fd_;
   int stop_fd_;
   std::chrono::milliseconds timeout_ = kStallTimeout;
+  std::optional<std::chrono::steady_clock::time_point> deadline_;
 };
 
 // One request and its reply, valid during the handler's call.

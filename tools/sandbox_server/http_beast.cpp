@@ -135,6 +135,8 @@ class BeastExchange final : public Exchange {
     started_ = true;
     // A body nobody read is not worth reading when it is long: the connection ends instead.
     if (!parser_.is_done() && (head_.expect_continue && !continued_)) close_ = true;
+    // Whoever may not come in does not get a thread to send a body to either.
+    if (!parser_.is_done() && status == 401) close_ = true;
     const bool bodyless = status == 204 || status == 304 || status < 200;
     chunked_ = !length && !bodyless && head_.minor_version >= 1;
     if (!length && !bodyless && !chunked_) close_ = true;
@@ -213,10 +215,11 @@ void refuse(SocketStream& stream, const beast::error_code& ec) {
       std::to_string(body.size()) + "\r\n\r\n" + body);
 }
 
-// Reads away what is left of the body. False: too much of it, the connection must end.
+// Reads away what is left of the body. False: too much of it or too slow, the connection must end.
 bool drain(BeastExchange& exchange) {
   std::array<char, 16 * 1024> scratch;
   std::size_t total = 0;
+  exchange.stream().set_deadline(std::chrono::steady_clock::now() + kDrainTimeout);
   while (!exchange.body_done()) {
     if (total > kMaxDrainBytes) return false;
     const auto got = exchange.read_body(scratch.data(), scratch.size());
@@ -224,6 +227,7 @@ bool drain(BeastExchange& exchange) {
     if (*got == 0) break;
     total += *got;
   }
+  exchange.stream().set_deadline(std::nullopt);
   return true;
 }
 
@@ -315,7 +319,7 @@ void serve_connection(base::UniqueFd fd, int stop_fd, const Handler& handler,
   }
   // The peer must be able to read a refusal although it has not sent everything yet.
   (void)::shutdown(stream.fd(), SHUT_WR);
-  stream.set_timeout(std::chrono::seconds(2));
+  stream.set_deadline(std::chrono::steady_clock::now() + kDrainTimeout);
   std::array<char, 16 * 1024> scratch;
   std::size_t total = 0;
   while (total < 4 * kMaxDrainBytes) {

@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <system_error>
 #include <thread>
 
 #include "client/base/mutex.h"
@@ -90,7 +91,8 @@ std::string_view reason_of(int status) {
 
 base::Result<void> SocketStream::wait(short events) {
   pollfd fds[2] = {{fd_.get(), events, 0}, {stop_fd_, POLLIN, 0}};
-  const auto deadline = std::chrono::steady_clock::now() + timeout_;
+  auto deadline = std::chrono::steady_clock::now() + timeout_;
+  if (deadline_) deadline = std::min(deadline, *deadline_);
   while (true) {
     const auto left =
         std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
@@ -105,6 +107,8 @@ base::Result<void> SocketStream::wait(short events) {
 
 base::Result<std::size_t> SocketStream::read_some(char* data, std::size_t size) {
   while (true) {
+    if (deadline_ && std::chrono::steady_clock::now() >= *deadline_)
+      return base::errno_error(ETIMEDOUT, "socket");
     const auto got = ::recv(fd_.get(), data, size, MSG_DONTWAIT);
     if (got >= 0) return static_cast<std::size_t>(got);
     if (errno == EINTR) continue;
@@ -222,7 +226,7 @@ void HttpServer::Impl::take(base::UniqueFd fd) {
   auto& entry = connections.emplace_back();
   entry.fd = fd.get();
   auto* self = &entry;
-  entry.thread = std::jthread([this, self, socket = std::move(fd)]() mutable noexcept {
+  auto work = [this, self, socket = std::move(fd)]() mutable noexcept {
     serve_connection(
         std::move(socket), stop_event.get(), handler,
         [this, self](bool idle) {
@@ -233,7 +237,13 @@ void HttpServer::Impl::take(base::UniqueFd fd) {
         log);
     base::MutexLock guard(mu);
     self->done = true;
-  });
+  };
+  try {
+    entry.thread = std::jthread(std::move(work));
+  } catch (const std::system_error& e) {
+    connections.pop_back();  // nobody would ever mark it done
+    log.error(std::string("http refused a connection reason=thread error=") + e.what());
+  }
 }
 
 void HttpServer::Impl::reap() {

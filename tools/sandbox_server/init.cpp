@@ -4,12 +4,11 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <dirent.h>
 #include <fcntl.h>
 #include <grp.h>
-#include <memory>
 #include <poll.h>
 #include <sched.h>
 #include <sys/prctl.h>
@@ -23,6 +22,7 @@
 
 #include "client/base/unique_fd.h"
 #include "tools/sandbox_server/envd.h"
+#include "tools/sandbox_server/proc_tree.h"
 #include "tools/sandbox_server/server.h"
 #include "tools/sandbox_server/text.h"
 
@@ -93,33 +93,6 @@ base::Result<void> enter_namespaces(IsolationMode mode) {
   return {};
 }
 
-// The parent of every process, from /proc. A process that ends meanwhile is left out.
-std::vector<pid_t> descendants_of(pid_t ancestor) {
-  std::vector<std::pair<pid_t, pid_t>> parents;
-  const std::unique_ptr<DIR, int (*)(DIR*)> listing(::opendir("/proc"), ::closedir);
-  if (!listing) return {};
-  while (const auto* entry = ::readdir(listing.get())) {
-    const auto pid = parse_number(entry->d_name);
-    if (!pid) continue;
-    const base::UniqueFd fd(
-        ::open(("/proc/" + std::string(entry->d_name) + "/stat").c_str(), O_RDONLY | O_CLOEXEC));
-    std::string text(1024, '\0');
-    const auto got = fd ? ::read(fd.get(), text.data(), text.size()) : -1;
-    const auto name_end = got > 0 ? text.rfind(')') : std::string::npos;
-    if (name_end == std::string::npos || name_end + 4 >= text.size()) continue;
-    parents.emplace_back(static_cast<pid_t>(*pid),
-                         static_cast<pid_t>(std::atoi(text.c_str() + name_end + 4)));
-  }
-  std::vector<pid_t> out{ancestor};
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    for (const auto& [pid, parent] : parents) {
-      if (parent == out[i]) out.push_back(pid);
-    }
-  }
-  out.erase(out.begin());
-  return out;
-}
-
 // Signals every process of the sandbox but this one.
 void signal_all(IsolationMode mode, int signal) {
   if (mode != IsolationMode::kPlain) {
@@ -155,40 +128,94 @@ void kill_descendants() {
   }
 }
 
-// Reaps whatever ends. False: envd itself has ended, and with it the sandbox.
-bool reap(pid_t envd) {
+// Envd, started again whenever it ends: a command may kill it, which must not cost the sandbox's files.
+//
+// Owns:    the number of its process. Threads: the init's only.
+class EnvdKeeper {
+ public:
+  explicit EnvdKeeper(const InitConfig& config) : config_(config) {}
+
+  // Starts it where it does not run and may. False: fork failed, the next round tries again.
+  bool keep() {
+    const auto now = std::chrono::steady_clock::now();
+    if (pid_ > 0 || frozen_ || now < next_start_) return true;
+    next_start_ = now + kRestartEvery;
+    pid_ = ::fork();
+    if (pid_ == 0) run();
+    return pid_ > 0;
+  }
+  void ended(pid_t pid) {
+    if (pid == pid_) pid_ = -1;
+  }
+  void freeze(bool frozen) { frozen_ = frozen; }
+  // How long init may wait for something to happen.
+  int wait_ms() const {
+    constexpr int kRoundMs = 5000;
+    if (pid_ > 0 || frozen_) return kRoundMs;
+    const auto left =
+        std::chrono::duration_cast<std::chrono::milliseconds>(next_start_ - std::chrono::steady_clock::now());
+    return static_cast<int>(std::clamp<std::int64_t>(left.count() + 1, 1, kRoundMs));
+  }
+
+ private:
+  // One that ends at once (no memory, say) does not take the whole machine.
+  static constexpr std::chrono::milliseconds kRestartEvery{500};
+
+  [[noreturn]] void run() {
+    (void)::prctl(PR_SET_PDEATHSIG, SIGKILL);  // init has one thread, so "parent" is the init itself
+    (void)::close(kControlFd);
+    sigset_t none;
+    sigemptyset(&none);
+    (void)::sigprocmask(SIG_SETMASK, &none, nullptr);
+    ::_exit(envd_main(kListenFd, config_));
+  }
+
+  const InitConfig& config_;
+  pid_t pid_ = -1;
+  bool frozen_ = false;
+  std::chrono::steady_clock::time_point next_start_{};
+};
+
+// Reaps whatever ends.
+void reap(EnvdKeeper& envd) {
   while (true) {
     const auto pid = ::waitpid(-1, nullptr, WNOHANG);
-    if (pid <= 0) return true;
-    if (pid == envd) return false;
+    if (pid <= 0) return;
+    envd.ended(pid);
   }
 }
 
 // One message of the server. False: the server is gone.
-bool obey(IsolationMode mode) {
+bool obey(IsolationMode mode, EnvdKeeper& envd) {
   std::string text(kMaxControlMessage, '\0');
   const auto got = ::recv(kControlFd, text.data(), text.size(), MSG_DONTWAIT);
   if (got < 0) return errno == EAGAIN || errno == EINTR;
   if (got == 0) return false;
   text.resize(static_cast<std::size_t>(got));
-  if (text == kFreeze) signal_all(mode, SIGSTOP);
-  if (text == kThaw) signal_all(mode, SIGCONT);
+  if (text == kFreeze) {
+    envd.freeze(true);
+    signal_all(mode, SIGSTOP);
+  }
+  if (text == kThaw) {
+    envd.freeze(false);
+    signal_all(mode, SIGCONT);
+  }
   say(kDone);
   return true;
 }
 
-int init_loop(IsolationMode mode, pid_t envd, const base::UniqueFd& signals) {
+int init_loop(IsolationMode mode, EnvdKeeper& envd, const base::UniqueFd& signals) {
   bool going = true;
   while (going) {
     pollfd fds[2] = {{kControlFd, POLLIN, 0}, {signals.get(), POLLIN, 0}};
-    constexpr int kRoundMs = 5000;
-    if (::poll(fds, 2, kRoundMs) < 0 && errno != EINTR) break;
+    if (::poll(fds, 2, envd.wait_ms()) < 0 && errno != EINTR) break;
     if (fds[1].revents != 0) {
       signalfd_siginfo info{};
       (void)!::read(signals.get(), &info, sizeof info);
     }
-    going = reap(envd);
-    if (going && fds[0].revents != 0) going = obey(mode);
+    reap(envd);
+    if (fds[0].revents != 0) going = obey(mode, envd);
+    if (going) (void)envd.keep();
   }
   if (mode == IsolationMode::kPlain) kill_descendants();
   return 0;  // the kernel ends the rest of a pid namespace with its first process
@@ -215,20 +242,11 @@ int run_init(const InitConfig& config) {
     say(kReady);
     return 0;
   }
-  const auto envd = ::fork();
-  if (envd < 0) {
+  EnvdKeeper envd(config);
+  if (!envd.keep()) {
     say(std::string(kFailed) + "fork");
     return 1;
   }
-  if (envd == 0) {
-    (void)::prctl(PR_SET_PDEATHSIG, SIGKILL);  // this process has one thread, so "parent" is the init itself
-    (void)::close(kControlFd);
-    sigset_t none;
-    sigemptyset(&none);
-    (void)::sigprocmask(SIG_SETMASK, &none, nullptr);
-    ::_exit(envd_main(kListenFd, config));
-  }
-  (void)::close(kListenFd);
   say(kReady);
   return init_loop(config.mode, envd, signals);
 }

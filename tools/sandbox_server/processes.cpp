@@ -107,9 +107,9 @@ bool EnvdProcess::ended() const {
   return ended_at_.has_value();
 }
 
-std::optional<Clock::time_point> EnvdProcess::ended_at() const {
+std::optional<Clock::time_point> EnvdProcess::settled_at() const {
   base::MutexLock lock(mu_);
-  return ended_at_;
+  return settled_ ? ended_at_ : std::nullopt;
 }
 
 void EnvdProcess::publish(const ProcessEvent& event) {
@@ -155,6 +155,8 @@ void EnvdProcess::finish() {
   int status = 0;
   while (::waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
   }
+  // A writer that waits for room in the pipe must not keep the end from being told.
+  exiting_.store(true);
   {
     base::MutexLock lock(input_mu_);
     stdin_.reset();
@@ -164,9 +166,12 @@ void EnvdProcess::finish() {
     base::MutexLock lock(mu_);
     wait_status_ = status;
     ended_at_ = Clock::now();
-    last.swap(subscribers_);
+    last = subscribers_;  // they stay, so that the destructor can close them
   }
   for (const auto& subscriber : last) subscriber->push(ProcessEvent{ProcessEvent::Kind::kEnd, {}, status});
+  base::MutexLock lock(mu_);
+  subscribers_.clear();
+  settled_ = true;
 }
 
 void EnvdProcess::pump() noexcept {
@@ -208,6 +213,7 @@ base::Result<void> EnvdProcess::write_input(std::string_view data, bool pty,
   const int fd = pty ? terminal_.get() : stdin_.get();
   if (fd < 0) return base::errno_error(EPIPE, "stdin is closed or was not enabled");
   while (!data.empty()) {
+    if (exiting_.load()) return base::errno_error(EPIPE, "process has ended");
     const auto written = ::write(fd, data.data(), data.size());
     if (written > 0) {
       data.remove_prefix(static_cast<std::size_t>(written));
@@ -252,7 +258,7 @@ base::Result<std::shared_ptr<EnvdProcess>> ProcessTable::start(ProcessSpec spec,
   {
     base::MutexLock lock(mu_);
     forget_old(old);
-    if (table_.size() >= kMaxProcesses) return base::errno_error(EAGAIN, "too many processes");
+    if (!make_room(old)) return base::errno_error(EAGAIN, "too many processes");
   }
   auto process = EnvdProcess::start(std::move(spec), std::move(first));
   if (!process) return process;
@@ -288,7 +294,7 @@ std::vector<std::shared_ptr<EnvdProcess>> ProcessTable::living() {
 void ProcessTable::forget_old(std::vector<std::shared_ptr<EnvdProcess>>& out) {
   const auto now = Clock::now();
   for (auto it = table_.begin(); it != table_.end();) {
-    const auto ended = it->second->ended_at();
+    const auto ended = it->second->settled_at();
     if (ended && now - *ended > kExitRetention) {
       out.push_back(std::move(it->second));
       it = table_.erase(it);
@@ -296,6 +302,23 @@ void ProcessTable::forget_old(std::vector<std::shared_ptr<EnvdProcess>>& out) {
       ++it;
     }
   }
+}
+
+// False: every place is taken by a living process.
+bool ProcessTable::make_room(std::vector<std::shared_ptr<EnvdProcess>>& out) {
+  if (table_.size() < kMaxProcesses) return true;
+  auto oldest = table_.end();
+  std::optional<Clock::time_point> oldest_end;
+  for (auto it = table_.begin(); it != table_.end(); ++it) {
+    const auto ended = it->second->settled_at();
+    if (!ended || (oldest_end && *oldest_end <= *ended)) continue;
+    oldest = it;
+    oldest_end = ended;
+  }
+  if (oldest == table_.end()) return false;
+  out.push_back(std::move(oldest->second));
+  table_.erase(oldest);
+  return true;
 }
 
 }  // namespace nearbox::sandbox_server

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <deque>
@@ -89,7 +90,8 @@ class EnvdProcess {
   const ProcessSpec& spec() const { return spec_; }
   std::shared_ptr<Subscription> subscribe() EXCLUDES(mu_);
   bool ended() const EXCLUDES(mu_);
-  std::optional<std::chrono::steady_clock::time_point> ended_at() const EXCLUDES(mu_);
+  // When it ended, once every reader has been told: its thread needs nobody any more.
+  std::optional<std::chrono::steady_clock::time_point> settled_at() const EXCLUDES(mu_);
 
   // Writes all of `data`; waits while the pipe is full and `going` says so. EPIPE: no stdin (any more).
   base::Result<void> write_input(std::string_view data, bool pty, const std::function<bool()>& going)
@@ -114,17 +116,20 @@ class EnvdProcess {
   base::UniqueFd out_;  // the thread's own, as err_
   base::UniqueFd err_;
   base::UniqueFd terminal_;
-  base::Mutex input_mu_;  // rank: before mu_
+  std::atomic<bool> exiting_{false};  // its input is wanted no more: writers let go of input_mu_
+  base::Mutex input_mu_;              // rank: before mu_
   base::UniqueFd stdin_ GUARDED_BY(input_mu_);
   mutable base::Mutex mu_;
   std::vector<std::shared_ptr<Subscription>> subscribers_ GUARDED_BY(mu_);
   std::optional<int> wait_status_ GUARDED_BY(mu_);
   std::optional<std::chrono::steady_clock::time_point> ended_at_ GUARDED_BY(mu_);
+  bool settled_ GUARDED_BY(mu_) = false;
   bool killed_ GUARDED_BY(mu_) = false;  // its end does not wait for descendants that hold its pipes
   std::jthread thread_;                  // last: it uses the others
 };
 
-// The processes of a sandbox's envd. Threads: any. Limit: kMaxProcesses at once.
+// The processes of a sandbox's envd. Threads: any. Limit: kMaxProcesses living ones; the oldest ended
+// one makes room.
 class ProcessTable {
  public:
   // EAGAIN at the limit, EINVAL when the directory cannot be entered.
@@ -136,6 +141,7 @@ class ProcessTable {
 
  private:
   void forget_old(std::vector<std::shared_ptr<EnvdProcess>>& out) REQUIRES(mu_);
+  bool make_room(std::vector<std::shared_ptr<EnvdProcess>>& out) REQUIRES(mu_);
   base::Mutex mu_;
   std::map<pid_t, std::shared_ptr<EnvdProcess>> table_ GUARDED_BY(mu_);
 };

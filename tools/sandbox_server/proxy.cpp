@@ -121,6 +121,8 @@ base::Result<base::UniqueFd> DataPlane::dial(Exchange& exchange, Sandbox& sandbo
     // Backing off; the end of the server cuts it short.
     pollfd stop{exchange.stream().stop_fd(), POLLIN, 0};
     if (wait > 0 && ::poll(&stop, 1, wait) != 0) break;
+    // The machine's other ports, and those of other sandboxes, are not this sandbox's to reach.
+    if (!sandbox.listens(port)) continue;
     last = dial_port(port);
     if (last || last.error().as_errno() != ECONNREFUSED) break;
   }

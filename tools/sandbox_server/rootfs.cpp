@@ -6,7 +6,9 @@
 #include <cstdint>
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <memory>
+#include <optional>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -130,6 +132,50 @@ std::string with_user_line(const std::string& old, std::string_view line, bool b
     rest.remove_prefix(end + 1);
   }
   return out.append(line).append("\n");
+}
+
+// Whether a path (which ends with '/') lies in what the sandbox needs for itself.
+bool reserved_for_new(const std::string& slashed) {
+  for (const std::string_view taken :
+       {"/proc/", "/sys/", "/dev/", "/run/", "/etc/", "/usr/", "/bin/", "/lib/", "/lib64/", "/sbin/"}) {
+    if (slashed.compare(0, taken.size(), taken) == 0) return true;
+  }
+  return false;
+}
+
+// Or is itself a directory that has a mount or contents already.
+bool reserved(const std::string& slashed) {
+  if (reserved_for_new(slashed)) return true;
+  for (const std::string_view whole :
+       {"/home/", "/home/user/", "/root/", "/tmp/", "/var/", "/opt/", "/code/"}) {
+    if (slashed == whole) return true;
+  }
+  return false;
+}
+
+// Links lead nowhere but into the root, and none of /proc's to descriptors is followed.
+base::UniqueFd open_in_root(int root_fd, const std::string& path) {
+  open_how how{};
+  how.flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
+  how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
+  return base::UniqueFd(static_cast<int>(::syscall(SYS_openat2, root_fd, path.c_str(), &how, sizeof how)));
+}
+
+std::optional<std::string> path_of(int fd) {
+  std::array<char, 4096> text{};
+  const auto size = ::readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), text.data(), text.size());
+  if (size <= 0 || static_cast<std::size_t>(size) == text.size()) return std::nullopt;
+  return std::string(text.data(), static_cast<std::size_t>(size));
+}
+
+// Where a directory lies as seen from the root; "" is the root itself.
+std::optional<std::string> path_in_root(int root_fd, int fd) {
+  const auto root = path_of(root_fd);
+  const auto path = path_of(fd);
+  if (!root || !path || path->compare(0, root->size(), *root) != 0) return std::nullopt;
+  auto rest = path->substr(root->size());
+  if (!rest.empty() && rest.front() != '/') return std::nullopt;
+  return rest;
 }
 
 class RootBuilder {
@@ -278,8 +324,12 @@ class RootBuilder {
     const auto source = "bind/" + std::to_string(index);
     if (auto done = make_dir(source, 0755); !done) return done;
     give_to_user(source);
-    if (auto done = make_dirs(root_ + path); !done) return std::move(done).error().during("bind " + path);
-    return do_mount(source, root_ + path, nullptr, MS_BIND);
+    const base::UniqueFd root(::open(root_.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (!root) return base::last_errno("open " + root_);
+    const auto target = make_bind_target(root.get(), path);
+    if (!target) return target.error();
+    // By descriptor: what was checked is what is mounted on.
+    return do_mount(source, "/proc/self/fd/" + std::to_string(target->get()), nullptr, MS_BIND);
   }
 
   base::Result<void> pivot() {
@@ -331,15 +381,34 @@ bool valid_bind_path(std::string_view path) {
   if (path.find("//") != std::string_view::npos || path.find('\0') != std::string_view::npos) return false;
   const std::string slashed = std::string(path) + "/";
   if (slashed.find("/../") != std::string::npos || slashed.find("/./") != std::string::npos) return false;
-  for (const std::string_view taken :
-       {"/proc/", "/sys/", "/dev/", "/run/", "/etc/", "/usr/", "/bin/", "/lib/", "/lib64/", "/sbin/"}) {
-    if (slashed.compare(0, taken.size(), taken) == 0) return false;
+  return !reserved(slashed);
+}
+
+base::Result<base::UniqueFd> make_bind_target(int root_fd, const std::string& path) {
+  const auto context = "bind " + path;
+  if (!valid_bind_path(path)) return base::errno_error(EINVAL, context);
+  base::UniqueFd at(::fcntl(root_fd, F_DUPFD_CLOEXEC, 0));
+  if (!at) return base::last_errno(context);
+  for (std::size_t begin = 1, end = 0; end != path.size(); begin = end + 1) {
+    end = std::min(path.find('/', begin), path.size());
+    const auto part = path.substr(0, end);
+    auto next = open_in_root(root_fd, part);
+    if (!next && errno == ENOENT) {
+      // What lies in the way of a link must not get a directory of ours either.
+      const auto where = path_in_root(root_fd, at.get());
+      if (!where || reserved_for_new(*where + "/" + path.substr(begin, end - begin) + "/"))
+        return base::errno_error(EACCES, context + " leads to a directory of the system");
+      if (::mkdirat(at.get(), path.substr(begin, end - begin).c_str(), 0755) != 0)
+        return base::last_errno(context);
+      next = open_in_root(root_fd, part);
+    }
+    if (!next) return base::last_errno(context);
+    at = std::move(next);
   }
-  for (const std::string_view whole :
-       {"/home/", "/home/user/", "/root/", "/tmp/", "/var/", "/opt/", "/code/"}) {
-    if (slashed == whole) return false;
-  }
-  return true;
+  const auto where = path_in_root(root_fd, at.get());
+  if (!where || where->empty() || reserved(*where + "/"))
+    return base::errno_error(EACCES, context + " leads to a directory of the system");
+  return at;
 }
 
 base::Result<void> enter_root(const std::string& dir, IsolationMode mode,

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "client/base/result.h"
+#include "client/base/unique_fd.h"
 
 namespace nearbox::sandbox_server {
 
@@ -24,6 +25,12 @@ inline constexpr std::size_t kMaxBinds = 16;
 // Whether a workspace may ask for a fresh directory at `path`: absolute, clean, and nothing the
 // sandbox's view is made of.
 bool valid_bind_path(std::string_view path);
+
+// Makes what is missing of the directories of `path` below the root that `root_fd` names and opens the
+// last one (O_PATH). Links on the way stay within that root.
+//
+// Errors: EINVAL: no valid_bind_path; EACCES: links lead to what the sandbox's view is made of.
+base::Result<base::UniqueFd> make_bind_target(int root_fd, const std::string& path);
 
 // Makes the sandbox's view of the machine and moves the calling process into it: fresh /home, /root,
 // /tmp and /run, its own /proc, an overlay on the system's directories whose upper layer lies in

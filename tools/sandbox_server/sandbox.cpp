@@ -13,6 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "tools/sandbox_server/proc_tree.h"
 #include "tools/sandbox_server/text.h"
 
 namespace nearbox::sandbox_server {
@@ -253,6 +254,16 @@ base::Result<base::UniqueFd> Sandbox::connect_envd() const {
     return base::last_errno("connect to envd");
   }
   return fd;
+}
+
+bool Sandbox::listens(std::uint16_t port) {
+  pid_t init = -1;
+  {
+    base::MutexLock op(op_mu_);
+    if (!init_ || !init_->running()) return false;
+    init = init_->pid();
+  }
+  return descendants_listen(init, port);
 }
 
 Sandbox::Connection::Connection(Sandbox& sandbox, int fd) : sandbox_(sandbox), fd_(fd), accepted_(false) {

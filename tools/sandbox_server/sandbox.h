@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <optional>
@@ -57,6 +58,7 @@ class InitProcess {
   // Sends kFreeze or kThaw and waits for the answer.
   base::Result<void> command(std::string_view text);
   bool running();
+  pid_t pid() const { return pid_; }
 
  private:
   InitProcess() = default;
@@ -101,6 +103,8 @@ class Sandbox {
   bool alive() EXCLUDES(op_mu_);
 
   base::Result<base::UniqueFd> connect_envd() const;
+  // Whether what listens on this port of 127.0.0.1 is a process of this sandbox.
+  bool listens(std::uint16_t port) EXCLUDES(op_mu_);
 
   // A connection that belongs to the sandbox: broken when it is paused or ends.
   class Connection {

@@ -83,6 +83,9 @@ bool put(const char* path, std::string_view text) {
   if (plan.terminal >= 0) {
     (void)::setsid();
     (void)::ioctl(plan.terminal, TIOCSCTTY, 0);
+  } else {
+    // A group of its own: "kill 0" in a command must not reach envd and the other commands.
+    (void)::setpgid(0, 0);
   }
   // Above the numbers that are about to be replaced.
   std::array<int, 3> source{};

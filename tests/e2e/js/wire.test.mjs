@@ -259,6 +259,25 @@ test('the agent recipe: upload as root, start detached, reach its port, upgrade'
   await once(socket, 'end')
 })
 
+test("a port of the machine's own is none of a sandbox's", async () => {
+  let reached = 0
+  const foreign = http.createServer((_, reply) => {
+    reached++
+    reply.end('foreign')
+  })
+  for (const host of ['127.0.0.1', '0.0.0.0']) {
+    foreign.listen(0, host)
+    await once(foreign, 'listening')
+    const { port } = foreign.address()
+    const reply = await fetch(`${server.sandboxUrl}/`, { headers: routed(port) })
+    foreign.close()
+    await once(foreign, 'close')
+    assert.equal(reply.status, 502)
+    assert.equal((await reply.json()).message, 'The sandbox is running but port is not open')
+  }
+  assert.equal(reached, 0)
+})
+
 test('isolation: own home, tmp and processes, the machine untouched', async () => {
   const inside = await run('echo secret > /etc/nearbox-probe; echo x > /usr/local/bin/nearbox-probe; ls /home; cat /proc/1/comm; ls -A /tmp | wc -l; getent passwd user')
   assert.match(inside.stdout, /^user\n/)
@@ -278,6 +297,40 @@ test('isolation: own home, tmp and processes, the machine untouched', async () =
   assert.match(listed.stdout, /ok\n$/)
   assert.equal(existsSync('/srv/work space'), false)
   await api('DELETE', `/sandboxes/${bound.body.sandboxID}`)
+})
+
+test('commands that kill their group or everything do not end the sandbox', async () => {
+  const made = await api('POST', '/sandboxes', { templateID: 'base', timeout: 300 })
+  const old = box
+  box = made.body
+  try {
+    await run('echo kept > /root/kept')
+    const group = await run('kill -9 0; echo not reached')
+    assert.equal(group.stdout, '')
+    assert.equal((await run('cat /root/kept')).stdout, 'kept\n')
+    // Envd itself goes: the reply is cut off, the next request finds a new envd and the old files.
+    await run('kill -9 -1').catch(() => {})
+    const again = await until(() => run('cat /root/kept').catch(() => null), 'a new envd')
+    assert.equal(again.stdout, 'kept\n')
+  } finally {
+    await api('DELETE', `/sandboxes/${box.sandboxID}`)
+    box = old
+  }
+})
+
+test('a bind that a link leads elsewhere is refused; a FIFO without reader is no file', async () => {
+  const refused = await api('POST', '/v2/sandboxes', {
+    templateID: 'base',
+    metadata: { 'nearbox.bind': JSON.stringify(['/var/run/nearbox-probe']) },
+  })
+  assert.ok(refused.status >= 400, JSON.stringify(refused.body))
+  await run('mkfifo /root/fifo')
+  const put = await fetch(`${server.sandboxUrl}/files?path=/root/fifo&username=root`, {
+    method: 'POST',
+    headers: { ...routed(), 'Content-Type': 'application/octet-stream' },
+    body: 'x',
+  })
+  assert.equal(put.status, 500, await put.text())
 })
 
 test('killing a sandbox ends its detached processes and frees its files', async () => {

@@ -2,6 +2,7 @@
 #include "tools/sandbox_server/http.h"
 
 #include <array>
+#include <poll.h>
 #include <sys/socket.h>
 #include <thread>
 
@@ -80,6 +81,35 @@ TEST(Http, ContinueIsNotSentForARefusal) {
            [](Exchange& exchange) { (void)exchange.reply(401, {}, "no").ok(); });
   EXPECT_EQ(reply.find("HTTP/1.1 401 "), 0U) << reply;
   EXPECT_NE(reply.find("Connection: close"), std::string::npos) << reply;
+}
+
+TEST(Http, ABodyThatTricklesInEndsTheConnection) {
+  std::array<int, 2> ends{};
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()), 0);
+  base::Logger log(2, base::LogLevel::kOff);
+  std::jthread server([&, fd = ends[1]] {
+    serve_connection(
+        base::UniqueFd(fd), -1, [](Exchange& exchange) { (void)exchange.reply(200, {}, "ok").ok(); },
+        [](bool) {}, log);
+  });
+  SocketStream client(base::UniqueFd{ends[0]}, -1);
+  ASSERT_TRUE(client.write_all("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\n"));
+  // A byte each 100 ms: no single wait of the server's gets long. Draining and lingering, it gives up.
+  constexpr int kRounds = 100;
+  int sent = 0;
+  while (sent < kRounds && client.write_all("x")) {
+    ++sent;
+    (void)::poll(nullptr, 0, 100);
+  }
+  EXPECT_LT(sent, kRounds);
+}
+
+TEST(Http, ARefusedStrangerIsNotDrained) {
+  const auto reply =
+      talk("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabcGET /b HTTP/1.1\r\nHost: h\r\n\r\n",
+           [](Exchange& exchange) { (void)exchange.reply(401, {}, exchange.head().path).ok(); });
+  EXPECT_NE(reply.find("Connection: close"), std::string::npos) << reply;
+  EXPECT_EQ(reply.find("/b"), std::string::npos) << reply;
 }
 
 TEST(Http, LimitsAndGarbage) {

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <cstdlib>
+#include <fcntl.h>
+#include <filesystem>
 #include <unistd.h>
 
 #include <gtest/gtest.h>
@@ -27,6 +30,38 @@ TEST(BindPath, OnlyCleanPathsOutsideTheSystem) {
                           "/proc/1", "/usr/bin", "/home", "/home/user", "/run/x", "/dev/shm"}) {
     EXPECT_FALSE(valid_bind_path(bad)) << bad;
   }
+}
+
+TEST(BindTarget, LinksNeitherLeaveTheRootNorReachTheSystem) {
+  std::string dir = ::testing::TempDir() + "bind-target-XXXXXX";
+  ASSERT_NE(::mkdtemp(dir.data()), nullptr);
+  namespace fs = std::filesystem;
+  fs::create_directories(dir + "/root/etc");
+  fs::create_directories(dir + "/root/srv");
+  fs::create_directories(dir + "/outside");
+  const auto link = [&](const std::string& to, const std::string& at) {
+    fs::create_symlink(to, dir + "/root/" + at);
+  };
+  link("/etc", "srv/etc");
+  link(dir + "/outside", "srv/out");
+  link("../../outside", "srv/up");
+  link("/srv/real", "srv/good");
+  link("/", "srv/whole");
+  fs::create_directories(dir + "/root/srv/real");
+  const base::UniqueFd root(::open((dir + "/root").c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  ASSERT_TRUE(root);
+  EXPECT_TRUE(make_bind_target(root.get(), "/srv/a b/c"));
+  EXPECT_TRUE(fs::is_directory(dir + "/root/srv/a b/c"));
+  EXPECT_TRUE(make_bind_target(root.get(), "/srv/good/x"));
+  EXPECT_TRUE(fs::is_directory(dir + "/root/srv/real/x"));
+  for (const char* bad : {"/srv/etc", "/srv/etc/new", "/srv/whole", "/srv/whole/etc", "/srv/whole/usr"})
+    EXPECT_EQ(make_bind_target(root.get(), bad).error().as_errno(), EACCES) << bad;
+  EXPECT_FALSE(make_bind_target(root.get(), "/srv/out/x"));
+  EXPECT_FALSE(make_bind_target(root.get(), "/srv/up/x"));
+  EXPECT_TRUE(fs::is_empty(dir + "/root/etc"));
+  EXPECT_TRUE(fs::is_empty(dir + "/outside"));
+  EXPECT_FALSE(fs::exists(dir + "/root/usr"));
+  fs::remove_all(dir);
 }
 
 TEST(Users, PlainModeHasTwoNames) {
