@@ -93,7 +93,7 @@ void Session::create(Request request, Ino parent, std::string name, mode_t mode,
   wire::Op op;
   op.kind = wire::OpKind::kCreate;
   op.mode = mode;
-  op.flags = static_cast<std::uint32_t>(info->flags & O_EXCL);
+  op.flags = static_cast<std::uint32_t>(info->flags & (O_EXCL | O_TRUNC));
   make(std::move(request), std::move(op), parent, name, *info);
 }
 

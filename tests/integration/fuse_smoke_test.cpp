@@ -99,6 +99,19 @@ TEST_F(MountTest, ChangesArriveInTheSandbox) {
   EXPECT_EQ(errno, EOPNOTSUPP);
 }
 
+TEST_F(MountTest, CreatingWhatTheSandboxMadeMeanwhileEmptiesIt) {
+  start();
+  ASSERT_NE(world->mount(mnt), nullptr);
+  EXPECT_FALSE(stdfs::exists(mnt + "/f"));
+  spill(src + "/f", "text that is not ours");
+  spill(src + "/g", "kept");
+  spill(mnt + "/f", "new");  // O_CREAT | O_TRUNC: absent, as far as is known here
+  EXPECT_EQ(slurp(src + "/f"), "new");
+  EXPECT_EQ(slurp(mnt + "/f"), "new");
+  std::ofstream(mnt + "/g", std::ios::app) << " and more";
+  EXPECT_EQ(slurp(src + "/g"), "kept and more");
+}
+
 TEST_F(MountTest, BulkWritesAndMappedWritesAreRight) {
   start();
   ASSERT_NE(world->mount(mnt), nullptr);
@@ -277,6 +290,20 @@ TEST_F(MountTest, SymlinksStayInside) {
   ASSERT_TRUE(world->sessions[0]->wait_invalidated(Clock::now() + 10s));
   EXPECT_EQ(stdfs::read_symlink(mnt + "/e/abs"), "../f");
   EXPECT_EQ(slurp(mnt + "/e/abs"), "inside");
+}
+
+TEST_F(MountTest, ALinkThatClimbsIsAskedForAgainWhenItMoved) {
+  stdfs::create_directories(src + "/d/e");
+  spill(src + "/f", "inside");
+  ASSERT_EQ(::symlink("../../f", (src + "/d/e/up").c_str()), 0);  // as stored: nothing is rewritten
+  start();
+  ASSERT_NE(world->mount(mnt), nullptr);
+  EXPECT_EQ(slurp(mnt + "/d/e/up"), "inside");
+  ASSERT_EQ(::rename((mnt + "/d/e").c_str(), (mnt + "/e").c_str()), 0);
+  ASSERT_TRUE(world->sessions[0]->wait_invalidated(Clock::now() + 10s));
+  struct stat st {};
+  EXPECT_EQ(::stat((mnt + "/e/up").c_str(), &st), -1);  // it leads outside from there
+  EXPECT_EQ(errno, EPERM);
 }
 
 // ---- requests that are not answered
