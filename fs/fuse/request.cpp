@@ -200,6 +200,11 @@ void ParkedTable::close(int error) {
   }
 }
 
+bool ParkedTable::contains(Id id) const {
+  MutexLock lock(mu_);
+  return entries_.contains(id);
+}
+
 bool ParkedTable::busy(std::uint64_t ino) const {
   MutexLock lock(mu_);
   return busy_.contains(ino);

@@ -122,6 +122,7 @@ class ParkedTable {
   // Answers all with `error`, and from now on each new one.
   void close(int error) EXCLUDES(mu_);
 
+  bool contains(Id id) const EXCLUDES(mu_);
   bool busy(std::uint64_t ino) const EXCLUDES(mu_);
   std::size_t size() const EXCLUDES(mu_);
   // Called, without a lock, when an inode stopped being busy.

@@ -330,6 +330,17 @@ TEST_F(MountTest, AKilledReaderEndsAndUnmountWorksWithHeldReads) {
   EXPECT_FALSE(stdfs::exists(mnt + "/held"));
 }
 
+TEST_F(MountTest, AWriterThatIsAnsweredFinishesBeforeTheMountEnds) {
+  start();
+  auto* const session = world->mount(mnt);
+  ASSERT_NE(session, nullptr);
+  Child writer({"sh", "-c", "exec >" + mnt + "/f; echo 1; for i in 2 3 4 5; do sleep 0.1; echo $i; done"});
+  ASSERT_TRUE(eventually([&] { return slurp(src + "/f") == "1\n"; }));
+  EXPECT_TRUE(session->unmount(Clock::now() + 20s).ok());
+  EXPECT_EQ(writer.wait(5s), 0);
+  EXPECT_EQ(slurp(src + "/f"), "1\n2\n3\n4\n5\n");
+}
+
 TEST_F(MountTest, HeldReadsAndWritesDoNotStopOthers) {
   constexpr int kReaders = 500;
   constexpr int kWriters = 50;
@@ -388,6 +399,47 @@ TEST_F(MountTest, HeldRequestsAreAnsweredAtTheirDeadline) {
   EXPECT_EQ(errno, ETIMEDOUT);
   EXPECT_EQ(::pwrite(fd.get(), "x", 1, 0), -1);
   EXPECT_EQ(errno, ETIMEDOUT);
+}
+
+TEST_F(MountTest, AChangeThatWasGivenUpShowsWhenItIsMadeAfterAll) {
+  start();
+  MountOptions options;
+  options.mountpoint = mnt;
+  options.watchdog_program = "";
+  options.deadline = 300ms;
+  auto* const session = world->mount(options);
+  ASSERT_NE(session, nullptr);
+  EXPECT_FALSE(stdfs::exists(mnt + "/late"));
+  {
+    const Faults faults("agent.hold_op late\n");
+    EXPECT_EQ(::mkdir((mnt + "/late").c_str(), 0755), -1);
+    EXPECT_EQ(errno, ETIMEDOUT);
+    EXPECT_FALSE(stdfs::exists(mnt + "/late"));  // and the kernel remembers that
+  }
+  world->agent.restart();  // the held operation is sent again
+  ASSERT_TRUE(eventually([&] { return stdfs::exists(src + "/late"); }));
+  EXPECT_TRUE(eventually([&] { return stdfs::exists(mnt + "/late"); }, 5s));
+  EXPECT_EQ(listing(mnt), listing(src));
+}
+
+TEST_F(MountTest, OwnChangesShowWhatOthersWroteMeanwhile) {
+  spill(src + "/f", "one");
+  spill(src + "/g", "one");
+  spill(src + "/h", "one");
+  start();
+  auto* const session = world->mount(mnt);
+  ASSERT_NE(session, nullptr);
+  for (const char* name : {"/f", "/g", "/h"}) {
+    EXPECT_EQ(slurp(mnt + name), "one");
+    spill(src + name, "two");  // the same size: nothing but the times tells
+  }
+  ASSERT_EQ(::chmod((mnt + "/f").c_str(), 0600), 0);
+  ASSERT_EQ(::link((mnt + "/g").c_str(), (mnt + "/g2").c_str()), 0);
+  ASSERT_EQ(::rename((mnt + "/h").c_str(), (mnt + "/h2").c_str()), 0);
+  ASSERT_TRUE(session->wait_invalidated(Clock::now() + 10s));
+  for (const char* name : {"/f", "/g", "/g2", "/h2"}) {
+    EXPECT_TRUE(eventually([&] { return slurp(mnt + name) == "two"; }, 5s)) << name;
+  }
 }
 
 TEST_F(MountTest, ALostLinkServesWhatIsKnownAndGoesOnAfterwards) {
