@@ -141,8 +141,8 @@ MountStats Session::stats() const {
 
 // ---- parking
 
-ParkedTable::Id Session::park(Request request, Ino busy1, Ino busy2) {
-  const auto id = parked_.park(std::move(request), deadline(), busy1, busy2);
+ParkedTable::Id Session::park(Request request, Ino busy1, Ino busy2, ParkedTable::Kind kind) {
+  const auto id = parked_.park(std::move(request), kind, deadline(), busy1, busy2);
   if (id != 0) arm_tick();
   return id;
 }

@@ -110,7 +110,8 @@ class Session final : public sync::ChangeListener,
   bool send_again(const std::shared_ptr<Running>& running, std::size_t i, int attempt,
                   const wire::OpDone& done);
 
-  ParkedTable::Id park(Request request, Ino busy1 = 0, Ino busy2 = 0);
+  ParkedTable::Id park(Request request, Ino busy1 = 0, Ino busy2 = 0,
+                       ParkedTable::Kind kind = ParkedTable::Kind::kLook);
   void arm_tick();
   Clock::time_point deadline() const { return Clock::now() + options_.deadline; }
 

@@ -28,8 +28,8 @@ struct Session::Running {
   wire::OpDone last GUARDED_BY(mu);
 };
 
-// Parks the request and sends its operations. They are recorded even if the request is interrupted
-// from here on: an operation that was sent is not undone.
+// Parks the request and sends its operations. They are recorded even if the caller is killed from here
+// on: an operation that was sent is not undone.
 void Session::run(Request request, Task task) {
   auto running = std::make_shared<Running>();
   const std::size_t count = task.ops.size();
@@ -41,7 +41,8 @@ void Session::run(Request request, Task task) {
     running->epoch.assign(count, services_.log.dir_renames().epoch());
   }
   running->task = std::move(task);
-  running->id = park(std::move(request), running->task.busy1, running->task.busy2);
+  running->id =
+      park(std::move(request), running->task.busy1, running->task.busy2, ParkedTable::Kind::kChange);
   if (running->id == 0) return;
   services_.tree.write([&](sync::Mirror& mirror, sync::Changes&) {
     for (const auto node : running->task.nodes) mirror.pin(node);

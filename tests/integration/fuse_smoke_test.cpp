@@ -341,6 +341,49 @@ TEST_F(MountTest, AWriterThatIsAnsweredFinishesBeforeTheMountEnds) {
   EXPECT_EQ(slurp(src + "/f"), "1\n2\n3\n4\n5\n");
 }
 
+// A write that a handled signal interrupts is answered once, when it is done.
+TEST_F(MountTest, AnInterruptedChangeIsNotToldAsFailed) {
+  spill(src + "/held", "");
+  start();
+  auto* const session = world->mount(mnt);
+  ASSERT_NE(session, nullptr);
+  std::atomic<ssize_t> wrote{-2};
+  std::atomic<int> error{0};
+  struct sigaction action {};
+  action.sa_handler = [](int) {};  // without SA_RESTART
+  struct sigaction before {};
+  ASSERT_EQ(::sigaction(SIGUSR1, &action, &before), 0);
+  std::jthread writer;
+  {
+    const Faults faults("agent.hold_op held\n");
+    writer = std::jthread([&] {
+      const base::UniqueFd fd(::open((mnt + "/held").c_str(), O_WRONLY | O_APPEND | O_CLOEXEC));
+      const ssize_t n = ::write(fd.get(), "x", 1);
+      error = errno;
+      wrote = n;
+    });
+    ASSERT_TRUE(eventually([&] { return session->stats().parked >= 1; }));
+    for (int i = 0; i < 3; ++i) {
+      ::pthread_kill(writer.native_handle(), SIGUSR1);
+      EXPECT_FALSE(eventually([&] { return wrote != -2; }, 300ms)) << error;
+    }
+  }
+  world->agent.restart();  // the held operation is sent again
+  EXPECT_TRUE(eventually([&] { return wrote != -2; }));
+  EXPECT_EQ(wrote, 1) << error;
+  writer.join();
+  EXPECT_EQ(slurp(src + "/held"), "x");
+  // Killed after an interrupt: the kernel tells of the first signal only.
+  const Faults faults("agent.hold_op held\n");
+  Child stubborn({"sh", "-c", "trap : USR1; echo y >> " + mnt + "/held"});
+  ASSERT_TRUE(eventually([&] { return session->stats().parked >= 1; }));
+  ::kill(stubborn.pid(), SIGUSR1);
+  EXPECT_FALSE(stubborn.wait(300ms));
+  stubborn.kill();
+  EXPECT_EQ(stubborn.wait(5s), 128 + SIGKILL);
+  ::sigaction(SIGUSR1, &before, nullptr);
+}
+
 TEST_F(MountTest, HeldReadsAndWritesDoNotStopOthers) {
   constexpr int kReaders = 500;
   constexpr int kWriters = 50;
