@@ -15,11 +15,17 @@ namespace nearbox::fs::cache {
 
 using Clock = std::chrono::steady_clock;
 
-// What tells one content of a file from another.
+// What tells one content of a file from another. Without the agent's change counter (version 0) the change
+// time has to do: programs set the modification time back, but not that.
 struct Stamp {
   std::uint64_t size = 0, version = 0;
   std::int64_t mtime_ns = 0;
-  explicit Stamp(const wire::Attr& attr) : size(attr.size), version(attr.version), mtime_ns(attr.mtime_ns) {}
+  std::int64_t ctime_ns = 0;  // 0 beside a version
+  explicit Stamp(const wire::Attr& attr)
+      : size(attr.size),
+        version(attr.version),
+        mtime_ns(attr.mtime_ns),
+        ctime_ns(attr.version == 0 ? attr.ctime_ns : 0) {}
   bool operator==(const Stamp&) const = default;
 };
 

@@ -96,6 +96,11 @@ LinkView show_link(SymlinkRule rule, std::string_view target, std::string_view l
     view.text = std::string(mountpoint);
     if (!below.empty()) view.text += (view.text.ends_with('/') ? "" : "/") + below;
   }
+  if (rule == SymlinkRule::kContain && view.error == 0) {
+    // Safe from here only: from another directory the same text may lead outside.
+    const Parts parts = split(view.text);
+    if (std::find(parts.begin(), parts.end(), "..") != parts.end()) view.rewritten = true;
+  }
   if (view.text.size() >= wire::kMaxPath) return {ENAMETOOLONG, {}, false};
   return view;
 }

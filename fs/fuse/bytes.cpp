@@ -269,13 +269,22 @@ void Session::setattr(Request request, Ino ino, const struct stat& st, int to_se
   op.mtime_ns = to_ns(st.st_mtim);
   op.atime_ns = to_ns(st.st_atim);
   const wire::NodeId id = op.expect;
+  const bool sets_time = (op.set_mask & (wire::kSetMtime | wire::kSetMtimeNow)) != 0;
+  const std::size_t cuts = task.ops.size();  // operation 0 when there is one
   if (op.set_mask != 0) task.ops.push_back(std::move(op));
   if (task.ops.empty()) return getattr(std::move(request), ino);
   task.nodes = {node};
   task.busy1 = ino;
   task.locate = by_node(node, {attr.dev, attr.ino});
-  task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
-    if (is(done.attr, id) && is(mirror.attr(node), id)) mirror.set_attr(node, done.attr, changes);
+  const auto size = static_cast<std::uint64_t>(st.st_size);
+  task.apply = [=, this](std::size_t i, const wire::OpDone& done, sync::Mirror& mirror,
+                         sync::Changes& changes) {
+    auto before = mirror.attr(node);
+    if (!is(done.attr, id) || !is(before, id)) return;
+    if (i < cuts) before.size = size;
+    if (i < cuts || sets_time) before.mtime_ns = done.attr.mtime_ns;  // of our making
+    note_foreign(node, before, done.attr);
+    mirror.set_attr(node, done.attr, changes);
   };
   auto self = shared_from_this();
   task.answer = [self, ino](Request waiting, const wire::OpDone&) { self->getattr(std::move(waiting), ino); };

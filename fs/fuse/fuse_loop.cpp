@@ -247,17 +247,19 @@ base::Result<void> MountSession::Impl::unmount(Clock::time_point deadline) {
   if (!point) return {};
   const auto now = Clock::now();
   const auto span = deadline > now ? deadline - now : Clock::duration::zero();
-  const auto step = std::min<Clock::duration>(span / 3, kStep);
+  const auto step = std::min<Clock::duration>(span / 4, kStep);
+  const auto let_go = std::min<Clock::duration>(span / 4, kLetGo);
   base::Result<void> result;
   if (point->mounted()) {
     detach(false, now + step, result);
     if (!result && result.error().as_errno() == EBUSY) {
       core->log().warn("mount step=unmount busy=1 path=" + mountpoint);
       detach(true, Clock::now() + step, result);
-      session->refuse_parked(ENOTCONN);  // who waits for us lets go of the mount
+      // Who writes may finish; who waits for an answer that does not come is told to let go then.
+      if (!wait_gone(Clock::now() + let_go)) session->refuse_parked(ENOTCONN);
     }
   }
-  if (!wait_gone(Clock::now() + std::min<Clock::duration>(span / 3, kLetGo))) {
+  if (!wait_gone(Clock::now() + let_go)) {
     core->log().warn("mount step=abort path=" + mountpoint);
     if (!point->abort()) core->log().warn("mount step=abort the connection ends with its descriptor");
     wait_gone(std::min(deadline, Clock::now() + kLetGo));

@@ -74,10 +74,15 @@ void Session::make(Request request, wire::Op op, Ino parent, const std::string& 
   Task task;
   task.ops.push_back(std::move(op));
   task.dirs = {at.dir};
+  task.names = {{parent, name}};
   task.busy1 = parent;
   task.locate = by_name(at.dir, name);
-  task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
+  task.apply = [=, this](std::size_t, const wire::OpDone& done, sync::Mirror& mirror,
+                         sync::Changes& changes) {
     if (!known(done.attr) || !mirror.alive(at.dir)) return;
+    // A file that was there already, perhaps known by another name.
+    const auto there = mirror.find({done.attr.dev, done.attr.ino});
+    if (there != kNoNode) note_foreign(there, mirror.attr(there), done.attr);
     const auto child = mirror.link(at.dir, name, done.attr, target, changes);
     if (child != kNoNode && kind == wire::OpKind::kMkdir) mirror.set_listing(child, sync::Listing::kComplete);
     set_parent(mirror, at.dir, done.parent, changes);
@@ -93,7 +98,7 @@ void Session::create(Request request, Ino parent, std::string name, mode_t mode,
   wire::Op op;
   op.kind = wire::OpKind::kCreate;
   op.mode = mode;
-  op.flags = static_cast<std::uint32_t>(info->flags & O_EXCL);
+  op.flags = static_cast<std::uint32_t>(info->flags & (O_EXCL | O_TRUNC));
   make(std::move(request), std::move(op), parent, name, *info);
 }
 
@@ -148,6 +153,7 @@ void Session::link(Request request, Ino ino, Ino parent, std::string name) {
   task.ops.push_back(std::move(op));
   task.dirs = {at.dir};
   task.nodes = {node};
+  task.names = {{parent, name}};
   task.busy1 = parent;
   task.locate = [first = by_node(node, {attr.dev, attr.ino}),
                  second = by_name(at.dir, name)](wire::Op& again) {
@@ -156,12 +162,15 @@ void Session::link(Request request, Ino ino, Ino parent, std::string name) {
     again.path2 = other.path;
     return true;
   };
-  task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
+  task.apply = [=, this](std::size_t, const wire::OpDone& done, sync::Mirror& mirror,
+                         sync::Changes& changes) {
     if (!known(done.attr) || !mirror.alive(at.dir)) return;
+    note_foreign(node, mirror.attr(node), done.attr);
     mirror.link(at.dir, name, done.attr, target, changes);
     set_parent(mirror, at.dir, done.parent, changes);
   };
   auto self = shared_from_this();
+  if (S_ISLNK(attr.mode)) task.after = [self](const wire::OpDone&) { self->renamed_directory(); };
   task.answer = [self](Request waiting, const wire::OpDone& done) {
     self->answer_entry(std::move(waiting), done.attr, nullptr);
   };
@@ -193,6 +202,7 @@ void Session::remove(Request request, Ino parent, std::string name, bool directo
   task.ops.push_back(std::move(op));
   task.dirs = {at.dir};
   task.nodes = {at.child};
+  task.names = {{parent, name}};
   task.busy1 = parent;
   task.busy2 = inodes_.ino(at.child);
   task.locate = by_name(at.dir, name);
@@ -203,6 +213,7 @@ void Session::remove(Request request, Ino parent, std::string name, bool directo
     if (mirror.lookup(at.dir, name) == at.child) mirror.unlink(at.dir, name, changes);
     auto left = mirror.attr(at.child);
     if (done.attr.ino == left.ino && done.attr.dev == left.dev) {
+      self->note_foreign(at.child, left, done.attr);
       left = done.attr;
     } else if (left.nlink > 0) {
       left.nlink = directory ? 0 : left.nlink - 1;
@@ -255,6 +266,7 @@ void Session::rename(Request request, Ino parent, std::string name, Ino parent2,
   if (to.dir != from.dir) task.dirs.push_back(to.dir);
   task.nodes = {from.child};
   if (to.child != kNoNode) task.nodes.push_back(to.child);
+  task.names = {{parent, name}, {parent2, name2}};
   task.busy1 = parent;
   task.busy2 = parent2 == parent ? 0 : parent2;
   task.renames_directory = directory;
@@ -278,8 +290,10 @@ void Session::rename(Request request, Ino parent, std::string name, Ino parent2,
       mirror.set_attr(to.child, left, changes);
     }
     const auto have = mirror.attr(from.child);
-    if (done.attr.ino == have.ino && done.attr.dev == have.dev)
+    if (done.attr.ino == have.ino && done.attr.dev == have.dev) {
+      self->note_foreign(from.child, have, done.attr);
       mirror.set_attr(from.child, done.attr, changes);
+    }
     set_parent(mirror, from.dir, done.parent, changes);
     set_parent(mirror, to.dir, to.dir == from.dir ? done.parent : done.parent2, changes);
   };

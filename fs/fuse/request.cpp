@@ -2,7 +2,13 @@
 #include "fs/fuse/request.h"
 
 #include <cerrno>
+#include <cstdlib>
+#include <fcntl.h>
+#include <string_view>
+#include <unistd.h>
 #include <utility>
+
+#include "client/base/unique_fd.h"
 
 namespace nearbox::fs {
 
@@ -90,6 +96,28 @@ struct Handle {  // what libfuse gets as data: numbers only, so nothing can be f
   static ParkedTable::Id unpack(void* data) { return reinterpret_cast<ParkedTable::Id>(data); }
 };
 
+// The mask of pending signals in a line of /proc/<pid>/status.
+std::uint64_t signals(std::string_view status, std::string_view field) {
+  const auto at = status.find(field);
+  return at == std::string_view::npos ? 0 : std::strtoull(status.data() + at + field.size(), nullptr, 16);
+}
+
+// A fatal signal marks each thread of the process with a pending SIGKILL. One that cannot be looked at
+// counts as killed: a process that nobody can end is worse than a change made twice.
+bool killed(pid_t thread) {
+  constexpr std::uint64_t kKill = 1u << 8;  // SIGKILL is signal 9
+  if (thread <= 0) return true;
+  const std::string path = "/proc/" + std::to_string(thread) + "/status";
+  const base::UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd) return true;
+  char text[4096];
+  const ssize_t n = ::read(fd.get(), text, sizeof(text) - 1);
+  if (n <= 0) return true;
+  text[n] = '\0';
+  const std::string_view status(text, static_cast<std::size_t>(n));
+  return ((signals(status, "\nSigPnd:\t") | signals(status, "\nShdPnd:\t")) & kKill) != 0;
+}
+
 }  // namespace
 
 void ParkedTable::interrupted(fuse_req_t req, void* data) {
@@ -101,21 +129,27 @@ void ParkedTable::interrupted(fuse_req_t req, void* data) {
 }
 
 void ParkedTable::interrupt(Id id) {
+  bool change = false;
+  pid_t pid = 0;
   {
     MutexLock lock(mu_);
     const auto it = entries_.find(id);
     if (it == entries_.end()) return;
     it->second.interrupted = true;
     if (!it->second.armed) return;  // park() sees it
+    change = it->second.kind == Kind::kChange;
+    pid = it->second.pid;
   }
+  if (change && !killed(pid)) return;  // expire() looks again: the kernel interrupts once only
   if (auto request = take(id)) request->error(EINTR);
 }
 
 // While the interrupt function is being registered only this thread may touch the request; from
 // `armed` on it belongs to whoever takes it out of the table.
-ParkedTable::Id ParkedTable::park(Request request, TimePoint deadline, std::uint64_t busy1,
+ParkedTable::Id ParkedTable::park(Request request, Kind kind, TimePoint deadline, std::uint64_t busy1,
                                   std::uint64_t busy2) {
   const fuse_req_t raw = request.raw();
+  const pid_t pid = fuse_req_ctx(raw)->pid;
   Id id = 0;
   int refuse = 0;
   {
@@ -126,7 +160,7 @@ ParkedTable::Id ParkedTable::park(Request request, TimePoint deadline, std::uint
       for (const auto ino : {busy1, busy2}) {
         if (ino != 0) ++busy_[ino];
       }
-      entries_.emplace(id, Entry{std::move(request), deadline, {busy1, busy2}});
+      entries_.emplace(id, Entry{std::move(request), deadline, {busy1, busy2}, kind, pid});
     }
   }
   if (refuse != 0) {
@@ -175,11 +209,21 @@ void ParkedTable::unbusy(const Entry& entry) {
 
 void ParkedTable::expire(TimePoint now) {
   std::vector<Id> late;
+  std::vector<std::pair<Id, pid_t>> interrupted;
   {
     MutexLock lock(mu_);
     for (const auto& [id, entry] : entries_) {
-      if (entry.armed && entry.deadline <= now) late.push_back(id);
+      if (!entry.armed) continue;
+      if (entry.deadline <= now) {
+        late.push_back(id);
+      } else if (entry.interrupted) {
+        interrupted.emplace_back(id, entry.pid);
+      }
     }
+  }
+  for (const auto& [id, pid] : interrupted) {
+    if (!killed(pid)) continue;
+    if (auto request = take(id)) request->error(EINTR);
   }
   for (const Id id : late) {
     if (auto request = take(id)) request->error(ETIMEDOUT);
@@ -198,6 +242,11 @@ void ParkedTable::close(int error) {
   for (const Id id : all) {
     if (auto request = take(id)) request->error(error);
   }
+}
+
+bool ParkedTable::contains(Id id) const {
+  MutexLock lock(mu_);
+  return entries_.contains(id);
 }
 
 bool ParkedTable::busy(std::uint64_t ino) const {

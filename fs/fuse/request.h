@@ -102,6 +102,10 @@ struct SessionHandle {
 // The requests of one session that wait for something: by number, so that a completion, a deadline and
 // an interrupt can race and one of them answers.
 //
+// An interrupt ends what only looks. A change was sent and cannot be called back: a program that was told
+// EINTR would do it again. Changes therefore wait for their answer or deadline, unless the caller is being
+// killed and sees no answer any more.
+//
 // Owns:    each parked Request until take().
 // Threads: any; mu_ is a leaf and not held while answering.
 // Bounds:  kMaxParked; above it park() answers EAGAIN (the kernel's max_background keeps below).
@@ -114,14 +118,17 @@ class ParkedTable {
 
   // `busy` are the inodes whose kernel locks the request holds while it waits: the notifier leaves those
   // alone until then. 0: none. Returns 0 when the request was answered at once (interrupted, closed, full).
-  Id park(Request request, TimePoint deadline, std::uint64_t busy1, std::uint64_t busy2 = 0) EXCLUDES(mu_);
+  enum class Kind { kLook, kChange };
+  Id park(Request request, Kind kind, TimePoint deadline, std::uint64_t busy1, std::uint64_t busy2 = 0)
+      EXCLUDES(mu_);
   // The request, unless somebody answered it already.
   std::optional<Request> take(Id id) EXCLUDES(mu_);
-  // Answers ETIMEDOUT to all whose deadline passed.
+  // Answers ETIMEDOUT to all whose deadline passed, EINTR to interrupted changes whose caller is killed.
   void expire(TimePoint now) EXCLUDES(mu_);
   // Answers all with `error`, and from now on each new one.
   void close(int error) EXCLUDES(mu_);
 
+  bool contains(Id id) const EXCLUDES(mu_);
   bool busy(std::uint64_t ino) const EXCLUDES(mu_);
   std::size_t size() const EXCLUDES(mu_);
   // Called, without a lock, when an inode stopped being busy.
@@ -132,6 +139,8 @@ class ParkedTable {
     Request request;
     TimePoint deadline;
     std::uint64_t busy[2];
+    Kind kind = Kind::kLook;
+    pid_t pid = 0;             // the caller's thread; 0: of another pid namespace
     bool armed = false;        // park() is done with it: anybody may take it
     bool interrupted = false;  // before it was armed
   };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fs/fuse/session.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <linux/fuse.h>
@@ -140,8 +141,8 @@ MountStats Session::stats() const {
 
 // ---- parking
 
-ParkedTable::Id Session::park(Request request, Ino busy1, Ino busy2) {
-  const auto id = parked_.park(std::move(request), deadline(), busy1, busy2);
+ParkedTable::Id Session::park(Request request, Ino busy1, Ino busy2, ParkedTable::Kind kind) {
+  const auto id = parked_.park(std::move(request), kind, deadline(), busy1, busy2);
   if (id != 0) arm_tick();
   return id;
 }
@@ -185,7 +186,9 @@ void Session::forget(const std::vector<std::pair<Ino, std::uint64_t>>& forgets) 
 
 void Session::on_changes(const sync::Changes& changes) noexcept {
   using Kind = sync::Change::Kind;
-  bool directory_moved = false;
+  // Texts of symlinks that are right for their old place only go before the names that lead to them.
+  const auto names = [](const sync::Change& change) { return change.kind == Kind::kEntry; };
+  if (std::any_of(changes.begin(), changes.end(), names)) renamed_directory();
   for (const auto& change : changes) {
     const Ino dir = change.dir == sync::kNoNode ? 0 : inodes_.ino(change.dir);
     const Ino node = change.node == sync::kNoNode ? 0 : inodes_.ino(change.node);
@@ -203,7 +206,6 @@ void Session::on_changes(const sync::Changes& changes) noexcept {
       case Kind::kEntry:
         if (dir != 0) notifier_->entry(dir, change.name);
         if (dir != 0) notifier_->data(dir);
-        directory_moved = true;
         break;
       case Kind::kGone:
         if (dir != 0) notifier_->deleted(dir, node, change.name);
@@ -211,7 +213,6 @@ void Session::on_changes(const sync::Changes& changes) noexcept {
         break;
     }
   }
-  if (directory_moved) renamed_directory();
 }
 
 // Cached texts of symlinks that were rewritten for their place are asked for again.

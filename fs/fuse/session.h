@@ -87,8 +87,9 @@ class Session final : public sync::ChangeListener,
   // One or more operations for one request, and what their acknowledgement means.
   struct Task {
     std::vector<wire::Op> ops;
-    std::vector<sync::NodeIndex> dirs;   // entries change: begin_operation() on each
-    std::vector<sync::NodeIndex> nodes;  // pinned until the fate is known
+    std::vector<sync::NodeIndex> dirs;               // entries change: begin_operation() on each
+    std::vector<sync::NodeIndex> nodes;              // pinned until the fate is known
+    std::vector<std::pair<Ino, std::string>> names;  // made, removed or moved, by their directories
     Ino busy1 = 0, busy2 = 0;
     // Brings op i's result into the mirror (under its lock).
     std::function<void(std::size_t i, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes)>
@@ -105,10 +106,12 @@ class Session final : public sync::ChangeListener,
   void submit(const std::shared_ptr<Running>& running, std::size_t i, int attempt);
   void applied(const std::shared_ptr<Running>& running, std::size_t i, int attempt, const wire::OpDone& done);
   void replied(const std::shared_ptr<Running>& running, std::size_t i, int attempt, const wire::OpDone& done);
+  void tell_own_kernel(const Task& task);
   bool send_again(const std::shared_ptr<Running>& running, std::size_t i, int attempt,
                   const wire::OpDone& done);
 
-  ParkedTable::Id park(Request request, Ino busy1 = 0, Ino busy2 = 0);
+  ParkedTable::Id park(Request request, Ino busy1 = 0, Ino busy2 = 0,
+                       ParkedTable::Kind kind = ParkedTable::Kind::kLook);
   void arm_tick();
   Clock::time_point deadline() const { return Clock::now() + options_.deadline; }
 
@@ -145,6 +148,7 @@ class Session final : public sync::ChangeListener,
   static void set_parent(sync::Mirror& mirror, sync::NodeIndex dir, const wire::Attr& attr,
                          sync::Changes& changes);
   void renamed_directory();
+  void note_foreign(sync::NodeIndex node, const wire::Attr& before, const wire::Attr& after);
 
   // KernelNotify
   void inode(Ino ino, bool data) override;

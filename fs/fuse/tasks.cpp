@@ -28,8 +28,8 @@ struct Session::Running {
   wire::OpDone last GUARDED_BY(mu);
 };
 
-// Parks the request and sends its operations. They are recorded even if the request is interrupted
-// from here on: an operation that was sent is not undone.
+// Parks the request and sends its operations. They are recorded even if the caller is killed from here
+// on: an operation that was sent is not undone.
 void Session::run(Request request, Task task) {
   auto running = std::make_shared<Running>();
   const std::size_t count = task.ops.size();
@@ -41,7 +41,8 @@ void Session::run(Request request, Task task) {
     running->epoch.assign(count, services_.log.dir_renames().epoch());
   }
   running->task = std::move(task);
-  running->id = park(std::move(request), running->task.busy1, running->task.busy2);
+  running->id =
+      park(std::move(request), running->task.busy1, running->task.busy2, ParkedTable::Kind::kChange);
   if (running->id == 0) return;
   services_.tree.write([&](sync::Mirror& mirror, sync::Changes&) {
     for (const auto node : running->task.nodes) mirror.pin(node);
@@ -93,11 +94,14 @@ void Session::applied(const std::shared_ptr<Running>& running, std::size_t i, in
     base::MutexLock lock(running->mu);
     last = --running->unapplied == 0;
   }
+  // The kernel learns of the change from the answer, unless the request was answered with an error before.
+  const bool parked = parked_.contains(running->id);
   services_.tree.write(
       [&](sync::Mirror& mirror, sync::Changes& changes) {
         if (done.error == 0 && task.apply) task.apply(i, done, mirror, changes);
       },
-      this);
+      parked ? this : nullptr);
+  if (parked && !parked_.contains(running->id)) tell_own_kernel(task);  // answered meanwhile
   if (done.error == 0 && task.after) task.after(done);
   if (!last) return;
   for (const auto dir : task.dirs) services_.tree.end_operation(dir);
@@ -123,12 +127,34 @@ void Session::replied(const std::shared_ptr<Running>& running, std::size_t i, in
     last = running->last;
   }
   auto request = parked_.take(running->id);
-  if (!request) return;
-  if (error != 0) {
-    request->error(error);
-  } else {
-    running->task.answer(std::move(*request), last);
+  const Task& task = running->task;
+  if (!request) return tell_own_kernel(task);
+  if (error == 0) return task.answer(std::move(*request), last);
+  request->error(error);
+  // It may be applied all the same, or its first operation was.
+  if (error == ETIMEDOUT || task.ops.size() > 1) tell_own_kernel(task);
+}
+
+// The kernel was told that a change failed which was made, or may be yet.
+void Session::tell_own_kernel(const Task& task) {
+  for (const auto& [dir, name] : task.names) {
+    notifier_->entry(dir, name);
+    notifier_->data(dir);
   }
+  for (const auto* nodes : {&task.dirs, &task.nodes}) {
+    for (const auto node : *nodes) {
+      if (const Ino ino = inodes_.ino(node); ino != 0) notifier_->data(ino);
+    }
+  }
+}
+
+// An own operation that leaves the content alone found other content than the mirror had: somebody else
+// wrote, and this kernel hears of it nowhere else. Under the tree's lock.
+void Session::note_foreign(NodeIndex node, const wire::Attr& before, const wire::Attr& after) {
+  if (!S_ISREG(after.mode) || before.ino != after.ino || before.dev != after.dev) return;
+  if (before.size == after.size && before.mtime_ns == after.mtime_ns) return;
+  services_.cache.wrote(before, after, 0, UINT64_MAX / 2);
+  if (const Ino ino = inodes_.ino(node); ino != 0) notifier_->data(ino);  // left aside while it is busy
 }
 
 std::function<bool(wire::Op&)> Session::by_node(NodeIndex node, const wire::NodeId& id) {

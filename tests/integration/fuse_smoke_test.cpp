@@ -99,6 +99,19 @@ TEST_F(MountTest, ChangesArriveInTheSandbox) {
   EXPECT_EQ(errno, EOPNOTSUPP);
 }
 
+TEST_F(MountTest, CreatingWhatTheSandboxMadeMeanwhileEmptiesIt) {
+  start();
+  ASSERT_NE(world->mount(mnt), nullptr);
+  EXPECT_FALSE(stdfs::exists(mnt + "/f"));
+  spill(src + "/f", "text that is not ours");
+  spill(src + "/g", "kept");
+  spill(mnt + "/f", "new");  // O_CREAT | O_TRUNC: absent, as far as is known here
+  EXPECT_EQ(slurp(src + "/f"), "new");
+  EXPECT_EQ(slurp(mnt + "/f"), "new");
+  std::ofstream(mnt + "/g", std::ios::app) << " and more";
+  EXPECT_EQ(slurp(src + "/g"), "kept and more");
+}
+
 TEST_F(MountTest, BulkWritesAndMappedWritesAreRight) {
   start();
   ASSERT_NE(world->mount(mnt), nullptr);
@@ -279,6 +292,20 @@ TEST_F(MountTest, SymlinksStayInside) {
   EXPECT_EQ(slurp(mnt + "/e/abs"), "inside");
 }
 
+TEST_F(MountTest, ALinkThatClimbsIsAskedForAgainWhenItMoved) {
+  stdfs::create_directories(src + "/d/e");
+  spill(src + "/f", "inside");
+  ASSERT_EQ(::symlink("../../f", (src + "/d/e/up").c_str()), 0);  // as stored: nothing is rewritten
+  start();
+  ASSERT_NE(world->mount(mnt), nullptr);
+  EXPECT_EQ(slurp(mnt + "/d/e/up"), "inside");
+  ASSERT_EQ(::rename((mnt + "/d/e").c_str(), (mnt + "/e").c_str()), 0);
+  ASSERT_TRUE(world->sessions[0]->wait_invalidated(Clock::now() + 10s));
+  struct stat st {};
+  EXPECT_EQ(::stat((mnt + "/e/up").c_str(), &st), -1);  // it leads outside from there
+  EXPECT_EQ(errno, EPERM);
+}
+
 // ---- requests that are not answered
 
 TEST_F(MountTest, AKilledReaderEndsAndUnmountWorksWithHeldReads) {
@@ -301,6 +328,60 @@ TEST_F(MountTest, AKilledReaderEndsAndUnmountWorksWithHeldReads) {
   EXPECT_LT(Clock::now() - begin, 10s);
   EXPECT_NE(second.wait(5s).value_or(0), 0);
   EXPECT_FALSE(stdfs::exists(mnt + "/held"));
+}
+
+TEST_F(MountTest, AWriterThatIsAnsweredFinishesBeforeTheMountEnds) {
+  start();
+  auto* const session = world->mount(mnt);
+  ASSERT_NE(session, nullptr);
+  Child writer({"sh", "-c", "exec >" + mnt + "/f; echo 1; for i in 2 3 4 5; do sleep 0.1; echo $i; done"});
+  ASSERT_TRUE(eventually([&] { return slurp(src + "/f") == "1\n"; }));
+  EXPECT_TRUE(session->unmount(Clock::now() + 20s).ok());
+  EXPECT_EQ(writer.wait(5s), 0);
+  EXPECT_EQ(slurp(src + "/f"), "1\n2\n3\n4\n5\n");
+}
+
+// A write that a handled signal interrupts is answered once, when it is done.
+TEST_F(MountTest, AnInterruptedChangeIsNotToldAsFailed) {
+  spill(src + "/held", "");
+  start();
+  auto* const session = world->mount(mnt);
+  ASSERT_NE(session, nullptr);
+  std::atomic<ssize_t> wrote{-2};
+  std::atomic<int> error{0};
+  struct sigaction action {};
+  action.sa_handler = [](int) {};  // without SA_RESTART
+  struct sigaction before {};
+  ASSERT_EQ(::sigaction(SIGUSR1, &action, &before), 0);
+  std::jthread writer;
+  {
+    const Faults faults("agent.hold_op held\n");
+    writer = std::jthread([&] {
+      const base::UniqueFd fd(::open((mnt + "/held").c_str(), O_WRONLY | O_APPEND | O_CLOEXEC));
+      const ssize_t n = ::write(fd.get(), "x", 1);
+      error = errno;
+      wrote = n;
+    });
+    ASSERT_TRUE(eventually([&] { return session->stats().parked >= 1; }));
+    for (int i = 0; i < 3; ++i) {
+      ::pthread_kill(writer.native_handle(), SIGUSR1);
+      EXPECT_FALSE(eventually([&] { return wrote != -2; }, 300ms)) << error;
+    }
+  }
+  world->agent.restart();  // the held operation is sent again
+  EXPECT_TRUE(eventually([&] { return wrote != -2; }));
+  EXPECT_EQ(wrote, 1) << error;
+  writer.join();
+  EXPECT_EQ(slurp(src + "/held"), "x");
+  // Killed after an interrupt: the kernel tells of the first signal only.
+  const Faults faults("agent.hold_op held\n");
+  Child stubborn({"sh", "-c", "trap : USR1; echo y >> " + mnt + "/held"});
+  ASSERT_TRUE(eventually([&] { return session->stats().parked >= 1; }));
+  ::kill(stubborn.pid(), SIGUSR1);
+  EXPECT_FALSE(stubborn.wait(300ms));
+  stubborn.kill();
+  EXPECT_EQ(stubborn.wait(5s), 128 + SIGKILL);
+  ::sigaction(SIGUSR1, &before, nullptr);
 }
 
 TEST_F(MountTest, HeldReadsAndWritesDoNotStopOthers) {
@@ -361,6 +442,47 @@ TEST_F(MountTest, HeldRequestsAreAnsweredAtTheirDeadline) {
   EXPECT_EQ(errno, ETIMEDOUT);
   EXPECT_EQ(::pwrite(fd.get(), "x", 1, 0), -1);
   EXPECT_EQ(errno, ETIMEDOUT);
+}
+
+TEST_F(MountTest, AChangeThatWasGivenUpShowsWhenItIsMadeAfterAll) {
+  start();
+  MountOptions options;
+  options.mountpoint = mnt;
+  options.watchdog_program = "";
+  options.deadline = 300ms;
+  auto* const session = world->mount(options);
+  ASSERT_NE(session, nullptr);
+  EXPECT_FALSE(stdfs::exists(mnt + "/late"));
+  {
+    const Faults faults("agent.hold_op late\n");
+    EXPECT_EQ(::mkdir((mnt + "/late").c_str(), 0755), -1);
+    EXPECT_EQ(errno, ETIMEDOUT);
+    EXPECT_FALSE(stdfs::exists(mnt + "/late"));  // and the kernel remembers that
+  }
+  world->agent.restart();  // the held operation is sent again
+  ASSERT_TRUE(eventually([&] { return stdfs::exists(src + "/late"); }));
+  EXPECT_TRUE(eventually([&] { return stdfs::exists(mnt + "/late"); }, 5s));
+  EXPECT_EQ(listing(mnt), listing(src));
+}
+
+TEST_F(MountTest, OwnChangesShowWhatOthersWroteMeanwhile) {
+  spill(src + "/f", "one");
+  spill(src + "/g", "one");
+  spill(src + "/h", "one");
+  start();
+  auto* const session = world->mount(mnt);
+  ASSERT_NE(session, nullptr);
+  for (const char* name : {"/f", "/g", "/h"}) {
+    EXPECT_EQ(slurp(mnt + name), "one");
+    spill(src + name, "two");  // the same size: nothing but the times tells
+  }
+  ASSERT_EQ(::chmod((mnt + "/f").c_str(), 0600), 0);
+  ASSERT_EQ(::link((mnt + "/g").c_str(), (mnt + "/g2").c_str()), 0);
+  ASSERT_EQ(::rename((mnt + "/h").c_str(), (mnt + "/h2").c_str()), 0);
+  ASSERT_TRUE(session->wait_invalidated(Clock::now() + 10s));
+  for (const char* name : {"/f", "/g", "/g2", "/h2"}) {
+    EXPECT_TRUE(eventually([&] { return slurp(mnt + name) == "two"; }, 5s)) << name;
+  }
 }
 
 TEST_F(MountTest, ALostLinkServesWhatIsKnownAndGoesOnAfterwards) {

@@ -43,6 +43,18 @@ bool stands_for(const wire::Op& op, const Place& place, const struct stat& st) {
   return shared_open || retried(op);
 }
 
+// A file that was there already, opened with O_TRUNC.
+Result<void> empty_file(const wire::Op& op, const Place& place, struct stat& st) {
+  auto file = open_for_write(place, node_of(st), O_WRONLY);
+  if (!file) return std::move(file).error();
+  if (::ftruncate(file->fd.get(), 0) != 0) return base::last_errno("truncate");
+  (void)set_mtime(file->fd.get(), op.mtime_ns);
+  auto after = stat_fd(file->fd.get());
+  if (!after) return std::move(after).error();
+  st = *after;
+  return {};
+}
+
 int make_node(const wire::Op& op, const Place& place, base::UniqueFd& fd) {
   const int dir = place.dir.get();
   const char* name = place.name.c_str();
@@ -144,6 +156,10 @@ Result<void> do_make(OpContext& context, const wire::Op& op, wire::OpDone& done)
     auto st = stat_place(*place, {});
     if (!st) return std::move(st).error();
     if (!stands_for(op, *place, *st)) return base::errno_error(EEXIST, "create");
+    const bool empties = op.kind == wire::OpKind::kCreate && (op.flags & (O_TRUNC | O_EXCL)) == O_TRUNC;
+    if (empties) {
+      if (auto emptied = empty_file(op, *place, *st); !emptied) return emptied;
+    }
     done.attr = make_attr(*st);
     fill_parent(place->dir.get(), done.parent);
     return {};

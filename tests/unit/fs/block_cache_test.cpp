@@ -245,6 +245,28 @@ TEST_F(BlockCacheTest, AnotherVersionIsFetchedAgain) {
   EXPECT_EQ(calls_of(5), 2);
 }
 
+TEST_F(BlockCacheTest, WithoutAVersionTheChangeTimeCounts) {
+  start();
+  add(5, 1000);
+  const auto touch = [&](std::int64_t ctime) {
+    const std::lock_guard lock(mu);
+    files[5].attr.version = 0;
+    files[5].attr.mtime_ns = 7;  // set back by a program that copies times
+    files[5].attr.ctime_ns = ctime;
+    return files[5].attr;
+  };
+  const auto before = touch(1);
+  expect_bytes(before, 0, 1000);
+  expect_bytes(before, 0, 1000);
+  EXPECT_EQ(calls_of(5), 1);
+  const auto after = touch(2);
+  expect_bytes(after, 0, 1000);
+  EXPECT_EQ(calls_of(5), 2);
+  ASSERT_TRUE(eventually([&] { return cache->stats().fetches == 0; }));
+  cache->wrote(after, touch(3), 0, 10);  // nothing shows that nobody else wrote
+  EXPECT_EQ(cache->stats().bytes, 0u);
+}
+
 TEST_F(BlockCacheTest, AChangeSeenWhileReadingIsToldAndNotKept) {
   start();
   auto attr = add(5, 1000);

@@ -59,7 +59,9 @@ TEST(Symlinks, ContainedTargetsStayAndOthersAreRefused) {
     const auto view = show_link(SymlinkRule::kContain, row.target, row.dir, row.root, "/mnt");
     EXPECT_EQ(view.error, row.error);
     EXPECT_EQ(view.text, row.text);
-    EXPECT_EQ(view.rewritten, row.error == 0 && std::string(row.target) != row.text);
+    const auto text = "/" + view.text + "/";
+    const bool climbs = text.find("/../") != std::string::npos;
+    EXPECT_EQ(view.rewritten, row.error == 0 && (std::string(row.target) != row.text || climbs));
   }
 }
 
