@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
@@ -164,7 +165,11 @@ class FakeLink : public api::AgentLink {
     const std::lock_guard lock(mu_);
     return wires_.contains(token) ? static_cast<std::uint32_t>(token) : 0;
   }
-  api::LinkStatus status() const override { return {}; }
+  api::LinkStatus status() const override {
+    api::LinkStatus now;
+    now.up = up_;
+    return now;
+  }
   void add_observer(api::LinkObserver* observer) override {
     do_now([this, observer] {
       observers_.insert(observer);
@@ -291,7 +296,7 @@ class FakeLink : public api::AgentLink {
   std::set<api::LinkObserver*> observers_;
   std::set<api::CallToken> was_sent_;
   std::uint64_t instance_ = 0;
-  bool up_ = false;
+  std::atomic<bool> up_{false};
   bool notes_early_ = false;
   int losses_ = 0;
   std::jthread thread_;  // last: it uses the others
