@@ -16,6 +16,7 @@ namespace {
 using base::MutexLock;
 using Clock = std::chrono::steady_clock;
 
+constexpr std::chrono::seconds kWaitStep{1};                      // one look at whether a batch has left
 constexpr std::chrono::milliseconds kTick{250};                   // how exact deadlines are
 constexpr std::size_t kMaxBatch = wire::kMaxMessage - 64 * 1024;  // one operation always fits beside it
 constexpr std::uint64_t kOpOverhead = 512;                        // counted for an operation beside its data
@@ -58,7 +59,7 @@ class OpLog::Impl final : public api::LinkObserver, public std::enable_shared_fr
   }
 
   void on_up(const wire::Welcome& welcome, bool same_instance) noexcept override;
-  void on_down(const base::Error&) noexcept override {}
+  void on_down(const base::Error& why) noexcept override;
 
   Orphans orphans_;
   DirRenames dir_renames_;
@@ -102,6 +103,7 @@ class OpLog::Impl final : public api::LinkObserver, public std::enable_shared_fr
   const OpLogOptions options_;
 
   mutable base::Mutex mu_;
+  base::CondVar sent_;                                       // sending_ became false
   std::map<std::uint64_t, Record> records_ GUARDED_BY(mu_);  // by op_id
   std::deque<Record> waiting_ GUARDED_BY(mu_);
   std::vector<Drain> drains_ GUARDED_BY(mu_);
@@ -114,6 +116,9 @@ class OpLog::Impl final : public api::LinkObserver, public std::enable_shared_fr
   std::uint32_t root_ GUARDED_BY(mu_) = 0;   // replaces op.root once epoch_ > 1
   bool have_root_ GUARDED_BY(mu_) = false;
   bool ready_ GUARDED_BY(mu_) = true;  // numbers and root are those of the present agent
+  // Between on_down() and on_up() nothing is sent: the link takes notes for a new connection before it
+  // tells whose it is, and numbers of one agent mean other operations to another.
+  bool link_down_ GUARDED_BY(mu_) = true;
   bool sending_ GUARDED_BY(mu_) = false;
   bool armed_ GUARDED_BY(mu_) = false;
   bool closed_ GUARDED_BY(mu_) = false;
@@ -196,7 +201,7 @@ void OpLog::Impl::flush() {
     wire::Bytes batch;
     {
       MutexLock lock(mu_);
-      if (sending_ || !ready_ || closed_) return;
+      if (sending_ || link_down_ || !ready_ || closed_) return;
       batch = next_batch_locked();
       if (batch.empty()) return;
       sending_ = true;
@@ -204,6 +209,7 @@ void OpLog::Impl::flush() {
     link_.note(wire::Method::kApply, std::move(batch), api::Lane::kBulk);
     MutexLock lock(mu_);
     sending_ = false;
+    sent_.notify_all();
   }
 }
 
@@ -285,6 +291,14 @@ void OpLog::Impl::tick() {
   run(calls);
 }
 
+// A batch that is on its way to the link belongs to the connection that is gone: it must not reach the
+// next one. note() never waits, so neither does this for long.
+void OpLog::Impl::on_down(const base::Error&) noexcept {
+  MutexLock lock(mu_);
+  link_down_ = true;
+  while (sending_) (void)sent_.wait_until(mu_, Clock::now() + kWaitStep);
+}
+
 void OpLog::Impl::on_up(const wire::Welcome&, bool same_instance) noexcept {
   Calls calls;
   std::uint64_t reopen = 0;
@@ -297,6 +311,7 @@ void OpLog::Impl::on_up(const wire::Welcome&, bool same_instance) noexcept {
       reopen = epoch_;
     }
     next_send_ = records_.empty() ? next_id_ : records_.begin()->first;
+    link_down_ = false;
   }
   run(calls);
   if (reopen != 0) return reopen_root(reopen);
@@ -318,6 +333,20 @@ void OpLog::Impl::renumber_locked(Calls& calls) {
     record.op.op_flags |= wire::kOpRetry;
     admit_locked(std::move(record));
   }
+  // Kept files are named by operation numbers, which begin again: to the new agent they may be others.
+  std::deque<Record> waiting;
+  waiting.swap(waiting_);
+  waiting_bytes_ = 0;
+  for (auto& record : waiting) {
+    if (record.op.orphan != 0) {
+      end(std::move(record), ESTALE, calls);
+      continue;
+    }
+    waiting_bytes_ += cost(record.op);
+    waiting_.push_back(std::move(record));
+  }
+  admit_waiting_locked();
+  drained_locked(calls);
 }
 
 void OpLog::Impl::reopen_root(std::uint64_t epoch) {

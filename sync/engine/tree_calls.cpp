@@ -39,6 +39,7 @@ class TreeStore::Impl::WalkSink : public api::CallSink {
   void on_chunk(wire::ByteView bytes) noexcept override {
     const Use use(*impl_);
     if (!use || walk_->broken != 0) return;
+    walk_->heard = Clock::now();
     const auto fed =
         walk_->unpacker.feed(bytes, [this](const auto& blocks) { impl_->apply(*walk_, blocks); });
     if (fed) return;
@@ -54,7 +55,8 @@ class TreeStore::Impl::WalkSink : public api::CallSink {
   // A walk has no position: it starts again, and what the mirror has seen of it stays.
   std::optional<wire::Bytes> on_lost() noexcept override {
     const Use use(*impl_);
-    if (!use || walk_->broken != 0) return std::nullopt;
+    if (!use || walk_->broken != 0 || walk_->stalled) return std::nullopt;
+    walk_->heard = Clock::now();
     impl_->store.write([&](Mirror& mirror, Changes&) { mirror.end_scan(walk_->scan); });
     walk_->unpacker.reset();
     impl_->walk_begins(*walk_);
@@ -147,12 +149,16 @@ int TreeStore::Impl::link_prefixes(const std::vector<std::string>& prefixes,
 
 // ---- walks
 
-void TreeStore::Impl::walk(std::string path, std::uint32_t depth, Deadline deadline, Walk::Then then) {
+void TreeStore::Impl::walk(std::string path, std::uint32_t depth, Deadline deadline, Walk::Then then,
+                           std::chrono::milliseconds stall) {
   auto one = std::make_shared<Walk>();
   one->path = std::move(path);
   one->depth = depth;
   one->deadline = deadline;
   one->then = std::move(then);
+  one->stall = stall;
+  one->heard = Clock::now();
+  if (stall.count() != 0) watch_stall(one, stall);
   if (!with_root([this, one](std::uint32_t number) { start_walk(one, number); })) one->then(EAGAIN, {});
 }
 
@@ -179,6 +185,29 @@ void TreeStore::Impl::start_walk(const WalkPtr& one, std::uint32_t number) {
   track(one->id, link.call(wire::Method::kTree, std::move(payload), std::move(sink), options));
 }
 
+// Looks once `left` has passed whether the walk is still answered. A link that is down does not count:
+// nothing else could be scanned then either.
+void TreeStore::Impl::watch_stall(const WalkPtr& one, std::chrono::milliseconds left) {
+  later(left, [this, weak = std::weak_ptr(one)] {
+    const auto watched = weak.lock();
+    if (!watched) return;
+    const auto now = Clock::now();
+    if (!link.status().up) watched->heard = now;
+    const auto rest =
+        std::chrono::ceil<std::chrono::milliseconds>(watched->heard.load() + watched->stall - now);
+    if (rest.count() > 0) return watch_stall(watched, rest);
+    api::CallToken token = 0;
+    {
+      base::MutexLock lock(mu);
+      if (const auto found = calls.find(watched->id); found != calls.end()) token = found->second;
+    }
+    if (token == 0) return watch_stall(watched, watched->stall);  // between two calls
+    watched->stalled = true;
+    log.warn("event=tree_stalled");
+    link.cancel(token);
+  });
+}
+
 void TreeStore::Impl::walk_ended(const WalkPtr& one, int error, wire::ByteView payload) {
   {
     base::MutexLock lock(mu);
@@ -187,6 +216,7 @@ void TreeStore::Impl::walk_ended(const WalkPtr& one, int error, wire::ByteView p
   }
   walk_is_over(*one);
   if (one->broken != 0) error = one->broken;
+  if (one->stalled && error != 0) error = ETIMEDOUT;
   if (error == 0) {
     const auto reply = wire::decode<wire::TreeReply>(payload);
     if (!reply || !one->unpacker.whole()) error = EPROTO;
@@ -197,6 +227,7 @@ void TreeStore::Impl::walk_ended(const WalkPtr& one, int error, wire::ByteView p
   }
   if (error == ECONNRESET && Clock::now() < one->deadline) {  // another agent: another root number
     one->unpacker.reset();
+    one->heard = Clock::now();
     later(kRetryPause, [this, one] {
       if (!with_root([this, one](std::uint32_t number) { start_walk(one, number); })) one->then(EAGAIN, {});
     });

@@ -320,17 +320,19 @@ void TreeStore::Impl::run_step(const std::shared_ptr<Run>& now) {
     if (now->error == 0 && !vanished) now->error = error;
     run_step(now);
   };
+  // One subtree that is not answered must not hold up the others, nor every scan after this one.
   const auto deadline = Clock::now() + kStreamDeadline;
-  stat_path(*path, deadline, [this, now, step, deadline, path = *path](int error) {
+  stat_path(*path, Clock::now() + kCallDeadline, [this, now, step, deadline, path = *path](int error) {
     if (error != 0) {
       step(error);
       return;
     }
-    walk(path, 0, deadline, [this, now, step, path](int ended, const std::set<NodeIndex>& skipped) {
+    const auto over = [this, now, step, path](int ended, const std::set<NodeIndex>& skipped) {
       now->skipped.insert(skipped.begin(), skipped.end());
       reask(path);
       step(ended);
-    });
+    };
+    walk(path, 0, deadline, over, rescan_stall.load());
   });
 }
 

@@ -254,6 +254,8 @@ void TreeStore::rescan(Deadline deadline, Done done) {
   impl_->rescan({impl_->completion(std::move(done), deadline)});
 }
 
+void TreeStore::set_rescan_stall(std::chrono::milliseconds stall) { impl_->rescan_stall = stall; }
+
 void TreeStore::begin_operation(NodeIndex dir) {
   base::MutexLock lock(impl_->ops_mu);
   auto& operation = impl_->operations[dir];

@@ -78,8 +78,10 @@ class TreeStore {
   // done(0) when listing(dir) is kComplete, else the errno (ETIMEDOUT at the deadline).
   void want(NodeIndex dir, Deadline deadline, Done done);
   // Streams every loaded subtree again and applies the differences; done when the last is through.
-  // Runs that are asked for while one runs are answered by one more run.
+  // Runs that are asked for while one runs are answered by one more run. A subtree whose stream rests for
+  // 20 s while the link is up is given up: the others are scanned, and the run ends with ETIMEDOUT.
   void rescan(Deadline deadline, Done done);
+  void set_rescan_stall(std::chrono::milliseconds stall);  // other than 20 s
 
   // Directories with own operations under way keep their entries in a rescan: see apply_block().
   // The counter is per directory; begin before the operation is sent, end after it was applied here.

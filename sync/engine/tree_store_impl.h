@@ -53,6 +53,9 @@ struct Walk {
   std::set<NodeIndex> skipped;
   TreeUnpacker unpacker;
   int broken = 0;
+  std::chrono::milliseconds stall{0};  // given up after so long without a chunk; 0: at the deadline alone
+  std::atomic<std::chrono::steady_clock::time_point> heard{};
+  std::atomic<bool> stalled{false};
 };
 using WalkPtr = std::shared_ptr<Walk>;
 
@@ -60,6 +63,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   using Clock = std::chrono::steady_clock;
   static constexpr auto kStreamDeadline = std::chrono::minutes(30);
   static constexpr auto kCallDeadline = std::chrono::seconds(60);
+  static constexpr std::chrono::milliseconds kRescanStall = std::chrono::seconds(20);  // without a chunk
   static constexpr auto kRetryPause = std::chrono::milliseconds(20);
   static constexpr auto kReopenPause = std::chrono::seconds(1);
   static constexpr auto kHurryPatience = std::chrono::seconds(1);      // then the directory is listed alone
@@ -147,7 +151,9 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   void stat_path(const std::string& path, Deadline deadline, Stated then);
   int link_prefixes(const std::vector<std::string>& prefixes, const std::vector<wire::StatResult>& results,
                     std::uint64_t began);
-  void walk(std::string path, std::uint32_t depth, Deadline deadline, Walk::Then then);
+  void walk(std::string path, std::uint32_t depth, Deadline deadline, Walk::Then then,
+            std::chrono::milliseconds stall = {});
+  void watch_stall(const WalkPtr& one, std::chrono::milliseconds left);
   void start_walk(const WalkPtr& one, std::uint32_t root);
   void walk_ended(const WalkPtr& one, int error, wire::ByteView payload);
   void apply(Walk& one, const std::vector<wire::TreeBlock>& blocks);
@@ -184,6 +190,8 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   api::AgentLink& link;
   base::Timers& timers;
   base::Logger& log;
+
+  std::atomic<std::chrono::milliseconds> rescan_stall{kRescanStall};
 
   base::Mutex mu;  // not held while the tree's lock is taken, nor while anything of others is called
   base::CondVar idle;

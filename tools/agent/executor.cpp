@@ -31,7 +31,6 @@ bool Executor::submit(std::vector<wire::Op> ops) {
   {
     base::MutexLock lock(mu_);
     for (auto& op : ops) {
-      if (next_ == 0) next_ = op.op_id;
       if (op.op_id < next_ || early_.count(op.op_id) != 0) continue;  // sent again
       if (nodes_.size() + early_.size() >= kMaxOpsWaiting) return false;
       if (bytes_ + weight(op) > 2 * wire::kMaxOpBytesInFlight) return false;

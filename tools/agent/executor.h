@@ -25,8 +25,8 @@ inline constexpr std::size_t kMaxOpsWaiting = 1 << 20;  // of one session, appli
 //          what has not begun and waits for what has.
 // Threads: any may submit. `apply` and `done` run on the executor's threads; `done` of an operation
 //          has returned before one that depends on it is applied.
-// Order:   op_id is dense: an operation that comes before its predecessor waits for it. The first
-//          one ever submitted sets the start.
+// Order:   op_id is dense: an operation that comes before its predecessor waits for it. A
+//          session begins with 1; an id below the next one is a repetition.
 // Bounds:  twice kMaxOpBytesInFlight bytes and kMaxOpsWaiting operations; then submit() is false
 //          and the session is broken.
 class Executor {
@@ -70,7 +70,7 @@ class Executor {
   std::map<std::uint64_t, wire::Op> early_ GUARDED_BY(mu_);               // before their predecessor
   std::unordered_map<std::uint64_t, KeyState> keys_ GUARDED_BY(mu_);
   Node* barrier_ GUARDED_BY(mu_) = nullptr;  // the last one still there
-  std::uint64_t next_ GUARDED_BY(mu_) = 0;   // the op_id that comes next; 0: none yet
+  std::uint64_t next_ GUARDED_BY(mu_) = 1;   // the op_id that comes next
   std::size_t bytes_ GUARDED_BY(mu_) = 0;
   WorkerPool pool_;  // last: its threads use the others
 };

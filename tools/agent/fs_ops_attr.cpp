@@ -37,7 +37,7 @@ struct Target {
 Result<Target> target_of(OpContext& context, const wire::Op& op) {
   Target target;
   if (op.orphan != 0) {
-    auto kept = context.orphans.get(op.orphan);
+    auto kept = context.orphans.get(op.orphan, op.expect);
     if (!kept) return std::move(kept).error();
     target.kept = std::move(*kept);
     auto st = stat_fd(target.kept->get());
@@ -102,7 +102,7 @@ Result<void> do_set_attr(OpContext& context, const wire::Op& op, wire::OpDone& d
 namespace {
 
 Result<OrphanTable::FdPtr> xattr_fd(OpContext& context, const wire::Op& op) {
-  if (op.orphan != 0) return context.orphans.get(op.orphan);
+  if (op.orphan != 0) return context.orphans.get(op.orphan, op.expect);
   auto place = place_of(context, op);
   if (!place) return std::move(place).error();
   auto fd = open_for_xattr(*place, op.expect);

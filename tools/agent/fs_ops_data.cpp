@@ -67,7 +67,7 @@ bool append_applied(int fd, const wire::Op& op) {
 Result<DataFile> open_data(OpContext& context, const wire::Op& op, int flags) {
   DataFile file;
   if (op.orphan != 0) {
-    auto kept = context.orphans.get(op.orphan);
+    auto kept = context.orphans.get(op.orphan, op.expect);
     if (!kept) return std::move(kept).error();
     file.kept = std::move(*kept);
     file.fd = file.kept->get();
@@ -146,7 +146,7 @@ Result<void> do_fsync(OpContext& context, const wire::Op& op, wire::OpDone& done
   OrphanTable::FdPtr kept;
   base::UniqueFd own;
   if (op.orphan != 0) {
-    auto got = context.orphans.get(op.orphan);
+    auto got = context.orphans.get(op.orphan, op.expect);
     if (!got) return std::move(got).error();
     kept = std::move(*got);
   } else {

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <sys/resource.h>
 
+#include "tools/agent/fs_path.h"
+
 namespace nearbox::agent {
 
 std::size_t OrphanTable::default_limit() {
@@ -19,11 +21,19 @@ base::Result<void> OrphanTable::keep(std::uint64_t number, base::UniqueFd fd) {
   return {};
 }
 
-base::Result<OrphanTable::FdPtr> OrphanTable::get(std::uint64_t number) {
-  base::MutexLock lock(mu_);
-  const auto it = files_.find(number);
-  if (it == files_.end()) return base::errno_error(ESTALE, "kept file");
-  return it->second;
+base::Result<OrphanTable::FdPtr> OrphanTable::get(std::uint64_t number, wire::NodeId expect) {
+  FdPtr file;
+  {
+    base::MutexLock lock(mu_);
+    const auto it = files_.find(number);
+    if (it == files_.end()) return base::errno_error(ESTALE, "kept file");
+    file = it->second;
+  }
+  if (expect == wire::NodeId{}) return file;
+  auto st = stat_fd(file->get());
+  if (!st) return std::move(st).error();
+  if (node_of(*st) != expect) return base::errno_error(ESTALE, "kept file");
+  return file;
 }
 
 void OrphanTable::forget(std::uint64_t number) {

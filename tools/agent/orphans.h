@@ -9,6 +9,7 @@
 #include "client/base/mutex.h"
 #include "client/base/result.h"
 #include "client/base/unique_fd.h"
+#include "client/wire/messages.h"
 
 namespace nearbox::agent {
 
@@ -27,8 +28,9 @@ class OrphanTable {
 
   // EMFILE when the table is full.
   base::Result<void> keep(std::uint64_t number, base::UniqueFd fd) EXCLUDES(mu_);
-  // ESTALE: not (or no longer) kept.
-  base::Result<FdPtr> get(std::uint64_t number) EXCLUDES(mu_);
+  // ESTALE: not (or no longer) kept, or another node than `expect` when that is set: numbers begin
+  // again with each session.
+  base::Result<FdPtr> get(std::uint64_t number, wire::NodeId expect) EXCLUDES(mu_);
   void forget(std::uint64_t number) EXCLUDES(mu_);
   std::size_t size() EXCLUDES(mu_);
 

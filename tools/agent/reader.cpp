@@ -34,7 +34,7 @@ Result<Place> place_of(ReadContext& context, std::uint32_t root, const std::stri
 Result<Source> open_source(ReadContext& context, const wire::PathCall& at) {
   Source source;
   if (at.orphan != 0) {
-    auto kept = context.orphans.get(at.orphan);
+    auto kept = context.orphans.get(at.orphan, at.expect);
     if (!kept) return std::move(kept).error();
     source.kept = std::move(*kept);
     return source;
@@ -258,7 +258,7 @@ struct XattrSource {
 Result<XattrSource> open_xattr(ReadContext& context, const wire::PathCall& at) {
   XattrSource source;
   if (at.orphan != 0) {
-    auto kept = context.orphans.get(at.orphan);
+    auto kept = context.orphans.get(at.orphan, at.expect);
     if (!kept) return std::move(kept).error();
     source.kept = std::move(*kept);
     return source;

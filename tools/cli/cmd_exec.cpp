@@ -102,6 +102,8 @@ void ExecClient::handle_json(const nlohmann::json& message) {
   } else if (const auto gap = message.find("gap"); gap != message.end()) {
     std::fprintf(stderr, "nearbox: %llu bytes of output were dropped while nobody read them\n",
                  static_cast<unsigned long long>(gap->get<std::uint64_t>()));
+  } else if (const auto problem = message.find("input_error"); problem != message.end()) {
+    std::fprintf(stderr, "nearbox: %s\n", problem->is_string() ? problem->get<std::string>().c_str() : "");
   } else if (const auto taken = message.find("input_taken"); taken != message.end()) {
     taken_ = taken->get<std::uint64_t>();
   }

@@ -26,6 +26,9 @@ constexpr std::size_t kInputWindow = 256 * 1024;
 constexpr auto kStartDeadline = 30s;
 constexpr auto kClientWrite = 24h;  // a stopped terminal stops the command, as it does locally
 constexpr auto kHangupGrace = 5s;
+constexpr auto kNoticeDeadline = 60s;     // a signal waits this long for a link that is down
+constexpr std::size_t kMaxNotices = 256;  // signals and resizes not answered; more are dropped
+constexpr int kMaxIdleAnswers = 16;       // in a row that take no input
 
 std::uint64_t random_id() {
   std::uint64_t id = 0;
@@ -54,13 +57,19 @@ struct ExecSession::Impl {
   ControlConnection& client;
   base::Logger& log;
   std::uint64_t proc = 0;
-  api::CallToken attach = 0;
 
   base::Mutex mu;  // rank: leaf; no link call is made under it
   base::CondVar cv;
-  std::deque<wire::ProcOutput> output GUARDED_BY(mu);
+  api::CallToken attach GUARDED_BY(mu) = 0;
+  struct Output {
+    wire::ProcOutput record;
+    std::size_t wire_size = 0;  // what it cost of the call's credit
+  };
+  std::deque<Output> output GUARDED_BY(mu);
   wire::Bytes partial GUARDED_BY(mu);         // a record that has not wholly come
   std::uint64_t received GUARDED_BY(mu) = 0;  // output offset after the last whole record
+  std::size_t owed GUARDED_BY(mu) = 0;        // credit of what came and was thrown away
+  bool broken GUARDED_BY(mu) = false;         // the stream is none of records: nothing of it is used any more
   bool exited GUARDED_BY(mu) = false;
   bool ended GUARDED_BY(mu) = false;  // the attach call is over
   int end_error GUARDED_BY(mu) = 0;
@@ -73,16 +82,27 @@ struct ExecSession::Impl {
   };
   std::deque<Input> input GUARDED_BY(mu);  // the first one is under way when input_busy
   bool input_busy GUARDED_BY(mu) = false;
-  std::uint64_t input_taken GUARDED_BY(mu) = 0;     // bytes the command has been given
+  std::uint64_t input_offset GUARDED_BY(mu) = 0;    // bytes the command has been given
+  std::uint64_t input_taken GUARDED_BY(mu) = 0;     // … or never will be
   std::uint64_t input_reported GUARDED_BY(mu) = 0;  // … and the client was told of
+  int input_idle GUARDED_BY(mu) = 0;                // answers in a row that took nothing
+  bool input_closed GUARDED_BY(mu) = false;         // what still comes is thrown away
+  int input_error GUARDED_BY(mu) = 0;               // the client is to be told
+  std::size_t notices GUARDED_BY(mu) = 0;           // under way
 
   void take_chunk(wire::ByteView bytes) EXCLUDES(mu);
+  void take_records_locked() REQUIRES(mu);
   void pump(const SettleFn& settle) noexcept;
   bool write_output(const wire::ProcOutput& record);
   void queue_input(const std::shared_ptr<Impl>& self, std::string data, bool eof) EXCLUDES(mu);
   void next_input(const std::shared_ptr<Impl>& self) EXCLUDES(mu);
-  void input_done(const std::shared_ptr<Impl>& self, int error) EXCLUDES(mu);
-  void handle_control(const nlohmann::json& message);
+  void input_done(const std::shared_ptr<Impl>& self, const wire::ProcInput& sent, int error,
+                  wire::ByteView payload) EXCLUDES(mu);
+  bool input_advances_locked(const wire::ProcInput& sent, wire::ByteView payload) REQUIRES(mu);
+  void close_input_locked() REQUIRES(mu);
+  void tell_end(const SettleFn& settle) EXCLUDES(mu);
+  void handle_control(const std::shared_ptr<Impl>& self, const nlohmann::json& message);
+  void notify(const std::shared_ptr<Impl>& self, wire::Method method, wire::Bytes payload) EXCLUDES(mu);
   void hang_up();
 };
 
@@ -97,12 +117,15 @@ class AttachSink : public api::CallSink {
   void on_end(int error, wire::ByteView) noexcept override {
     base::MutexLock lock(impl_->mu);
     impl_->ended = true;
-    impl_->end_error = error;
+    impl_->end_error = impl_->broken ? EPROTO : error;
     impl_->cv.notify_all();
   }
   std::optional<wire::Bytes> on_lost() noexcept override {
     base::MutexLock lock(impl_->mu);
+    if (impl_->broken) return std::nullopt;
+    impl_->owed += impl_->partial.size();
     impl_->partial.clear();
+    impl_->cv.notify_all();
     return wire::encode(wire::ProcAttach{impl_->proc, impl_->received});
   }
 
@@ -114,15 +137,39 @@ class AttachSink : public api::CallSink {
 template <class Impl>
 class InputSink : public api::CallSink {
  public:
-  InputSink(std::shared_ptr<Impl> impl, wire::Bytes again)
+  InputSink(std::shared_ptr<Impl> impl, wire::ProcInput sent)
+      : impl_(std::move(impl)), sent_(std::move(sent)) {}
+  void on_end(int error, wire::ByteView payload) noexcept override {
+    impl_->input_done(impl_, sent_, error, payload);
+  }
+  std::optional<wire::Bytes> on_lost() noexcept override { return wire::encode(sent_); }
+
+ private:
+  std::shared_ptr<Impl> impl_;
+  wire::ProcInput sent_;
+};
+
+// A call whose answer nobody waits for, sent again until it was answered: a signal may come twice then,
+// but is not lost.
+template <class Impl>
+class NoticeSink : public api::CallSink {
+ public:
+  NoticeSink(std::shared_ptr<Impl> impl, wire::Bytes again)
       : impl_(std::move(impl)), again_(std::move(again)) {}
-  void on_end(int error, wire::ByteView) noexcept override { impl_->input_done(impl_, error); }
+  void on_end(int, wire::ByteView) noexcept override {
+    base::MutexLock lock(impl_->mu);
+    --impl_->notices;
+  }
   std::optional<wire::Bytes> on_lost() noexcept override { return again_; }
 
  private:
   std::shared_ptr<Impl> impl_;
   wire::Bytes again_;
 };
+
+std::string input_ended(int error) {
+  return base::errno_error(error, "the command was given no more input").message();
+}
 
 }  // namespace
 
@@ -131,29 +178,46 @@ ExecSession::ExecSession(api::AgentLink& link, ControlConnection& client, base::
 ExecSession::~ExecSession() = default;
 
 void ExecSession::Impl::take_chunk(wire::ByteView bytes) {
-  base::MutexLock lock(mu);
-  partial.insert(partial.end(), bytes.begin(), bytes.end());
+  api::CallToken bad = 0;
+  {
+    base::MutexLock lock(mu);
+    if (broken) return;
+    partial.insert(partial.end(), bytes.begin(), bytes.end());
+    take_records_locked();
+    if (broken) bad = attach;
+    cv.notify_all();
+  }
+  if (bad != 0) link.cancel(bad);  // else run() does, as soon as it knows the token
+}
+
+void ExecSession::Impl::take_records_locked() {
   std::size_t at = 0;
   while (partial.size() - at >= 4) {
     std::uint32_t length = 0;
     std::memcpy(&length, partial.data() + at, 4);
-    if (length > wire::kMaxMessage) break;  // the attach call then ends in EPROTO below
-    if (partial.size() - at - 4 < length) break;
+    broken = length > wire::kMaxMessage;
+    if (broken || partial.size() - at - 4 < length) break;
     auto record = wire::decode<wire::ProcOutput>(wire::ByteView(partial).subspan(at + 4, length));
-    at += 4 + length;
-    if (!record) continue;
+    broken = !record;
+    if (broken) break;
+    const std::size_t wire_size = 4 + static_cast<std::size_t>(length);
+    at += wire_size;
     if (record->stream == wire::ProcStream::kExit) {
       exited = true;
       exit_record = *record;
+      owed += wire_size;
     } else {
       const std::uint64_t size =
           record->stream == wire::ProcStream::kGap ? record->lost : record->data.size();
       received = record->offset + size;
-      output.push_back(*std::move(record));
+      output.push_back({*std::move(record), wire_size});
     }
   }
-  partial.erase(partial.begin(), partial.begin() + static_cast<std::ptrdiff_t>(at));
-  cv.notify_all();
+  if (broken) {
+    partial = {};
+  } else {
+    partial.erase(partial.begin(), partial.begin() + static_cast<std::ptrdiff_t>(at));
+  }
 }
 
 bool ExecSession::Impl::write_output(const wire::ProcOutput& record) {
@@ -169,43 +233,54 @@ bool ExecSession::Impl::write_output(const wire::ProcOutput& record) {
 void ExecSession::Impl::pump(const SettleFn& settle) noexcept {
   pthread_setname_np(pthread_self(), "exec-out");
   while (true) {
-    wire::ProcOutput record;
+    Output next;
     std::uint64_t taken = 0;
+    std::size_t spent = 0;
+    int problem = 0;
     bool have = false;
+    api::CallToken token = 0;
     {
       base::MutexLock lock(mu);
-      while (output.empty() && !ended && !stop && input_taken == input_reported) {
+      while (output.empty() && !ended && !stop && input_taken == input_reported && owed == 0 &&
+             input_error == 0) {
         (void)cv.wait_until(mu, Clock::now() + 1h);
       }
       if (stop) return;
-      taken = input_taken;
-      const bool news = taken != input_reported;
-      input_reported = taken;
-      if (output.empty() && !news) break;
-      if (!news) taken = 0;
+      if (input_taken != input_reported) taken = input_reported = input_taken;
+      problem = std::exchange(input_error, 0);
+      spent = std::exchange(owed, 0);
+      token = attach;
       have = !output.empty();
+      if (!have && taken == 0 && problem == 0 && spent == 0) break;
       if (have) {
-        record = std::move(output.front());
+        next = std::move(output.front());
         output.pop_front();
       }
     }
     if (taken != 0 && !client.write_json({{"input_taken", taken}}, Clock::now() + kClientWrite)) break;
+    if (problem != 0 &&
+        !client.write_json({{"input_error", input_ended(problem)}}, Clock::now() + kClientWrite)) {
+      break;
+    }
+    const auto& record = next.record;
+    if (have && !write_output(record)) break;
+    link.grant(token, static_cast<std::uint32_t>(spent + next.wire_size));
     if (!have) continue;
-    // Framing of the record on the wire counts against credit too; 64 bytes cover it.
-    const auto spent = static_cast<std::uint32_t>(record.data.size() + 64);
-    if (!write_output(record)) break;
-    link.grant(attach, spent);
     const auto end =
         record.offset + (record.stream == wire::ProcStream::kGap ? record.lost : record.data.size());
     link.note(wire::Method::kProcConsumed, wire::encode(wire::ProcConsumed{proc, end}));
   }
+  tell_end(settle);
+}
+
+void ExecSession::Impl::tell_end(const SettleFn& settle) {
   bool ok = false;
   int error = 0;
   wire::ProcOutput exit;
   {
     base::MutexLock lock(mu);
     if (stop) return;
-    ok = exited;
+    ok = exited && !broken;
     error = end_error;
     exit = exit_record;
   }
@@ -214,8 +289,9 @@ void ExecSession::Impl::pump(const SettleFn& settle) noexcept {
     settle();
     (void)client.write_json({{"exit", {{"code", exit.code}, {"signal", exit.signal}}}}, Clock::now() + 30s);
   } else {
+    // ECONNRESET: the link does not send the attach to another agent than the one that had it.
     const auto failure =
-        error == ENOENT
+        error == ENOENT || error == ECONNRESET
             ? api::make_error(api::ErrorCode::kInternal,
                               "the agent in the sandbox was restarted and the command is lost; run it again")
             : base::errno_error(error == 0 ? EPROTO : error, "the command's output ended");
@@ -231,6 +307,11 @@ void ExecSession::Impl::queue_input(const std::shared_ptr<Impl>& self, std::stri
     base::MutexLock lock(mu);
     std::size_t queued = 0;
     for (const auto& piece : input) queued += piece.data.size();
+    if (input_closed) {
+      input_taken += data.size();
+      cv.notify_all();
+      return;
+    }
     if (queued + data.size() > kInputWindow + kMaxControlFrame) return;  // it does not keep to the window
     input.push_back({std::move(data), eof});
     if (input_busy) return;
@@ -246,7 +327,7 @@ void ExecSession::Impl::next_input(const std::shared_ptr<Impl>& self) {
     base::MutexLock lock(mu);
     auto& first = input.front();
     const auto piece = std::string_view(first.data).substr(0, kInputPiece);
-    message.offset = input_taken;
+    message.offset = input_offset;
     message.eof = first.eof && piece.size() == first.data.size();
     const auto view = wire::as_view(piece);
     message.data.assign(view.begin(), view.end());
@@ -255,45 +336,92 @@ void ExecSession::Impl::next_input(const std::shared_ptr<Impl>& self) {
   api::CallOptions options;
   // A command may leave its input unread for as long as it likes; it ends, or the client goes.
   options.no_deadline = true;
-  link.call(wire::Method::kProcInput, payload, std::make_unique<InputSink<Impl>>(self, payload), options);
+  link.call(wire::Method::kProcInput, std::move(payload),
+            std::make_unique<InputSink<Impl>>(self, std::move(message)), options);
 }
 
-void ExecSession::Impl::input_done(const std::shared_ptr<Impl>& self, int error) {
+// Nothing more is sent; what the client sent and sends counts as taken, so that it goes on.
+void ExecSession::Impl::close_input_locked() {
+  for (const auto& piece : input) input_taken += piece.data.size();
+  input.clear();
+  input_busy = false;
+  input_closed = true;
+  cv.notify_all();
+}
+
+// Takes off what the command was given of the first piece; false: the answer makes no sense.
+bool ExecSession::Impl::input_advances_locked(const wire::ProcInput& sent, wire::ByteView payload) {
+  const auto reply = wire::decode<wire::ProcInputReply>(payload);
+  if (!reply || reply->accepted < sent.offset || reply->accepted - sent.offset > sent.data.size()) {
+    return false;
+  }
+  const auto size = static_cast<std::size_t>(reply->accepted - sent.offset);
+  input_idle = size == 0 && !sent.data.empty() ? input_idle + 1 : 0;
+  if (input_idle > kMaxIdleAnswers) return false;
+  input_offset += size;
+  input_taken += size;
+  auto& first = input.front();
+  first.data.erase(0, size);
+  if (first.data.empty()) input.pop_front();
+  cv.notify_all();
+  return true;
+}
+
+void ExecSession::Impl::input_done(const std::shared_ptr<Impl>& self, const wire::ProcInput& sent, int error,
+                                   wire::ByteView payload) {
+  wire::ProcInput end;
   {
     base::MutexLock lock(mu);
-    if (error != 0 || stop) {  // the command closed its input or is gone: its exit status tells
-      for (const auto& piece : input) input_taken += piece.data.size();
-      input.clear();
-      input_busy = false;
-      cv.notify_all();
-      return;
-    }
-    auto& first = input.front();
-    const auto size = std::min(first.data.size(), kInputPiece);
-    input_taken += size;
-    first.data.erase(0, size);
-    if (first.data.empty()) input.pop_front();
-    cv.notify_all();
-    if (input.empty()) {
-      input_busy = false;
-      return;
+    if (input_closed || stop) return;
+    // The command closed its input or is gone, or the link or the agent is: how the command ended tells.
+    const bool over = error == EPIPE || error == ESRCH || error == ENOENT || error == ECONNRESET ||
+                      error == ESHUTDOWN || ended;
+    if (over) return close_input_locked();
+    if (error == 0 && input_advances_locked(sent, payload)) {
+      if (input.empty()) {
+        input_busy = false;
+        return;
+      }
+      error = 0;
+    } else {
+      input_error = error == 0 ? EPROTO : error;
+      error = input_error;
+      end.proc = proc;
+      end.offset = input_offset;
+      end.eof = true;
+      close_input_locked();
     }
   }
-  next_input(self);
+  if (error == 0) return next_input(self);
+  // A command that waits for more input gets its end instead.
+  log.warn("exec step=input errno=" + std::to_string(error));
+  notify(self, wire::Method::kProcInput, wire::encode(end));
 }
 
-void ExecSession::Impl::handle_control(const nlohmann::json& message) {
-  const auto deadline = Clock::now() + 10s;
+// From the client's thread or the link's, neither of which may wait for a link that is down.
+void ExecSession::Impl::notify(const std::shared_ptr<Impl>& self, wire::Method method, wire::Bytes payload) {
+  {
+    base::MutexLock lock(mu);
+    if (notices >= kMaxNotices) return;
+    ++notices;
+  }
+  api::CallOptions options;
+  options.deadline = Clock::now() + kNoticeDeadline;
+  auto again = payload;
+  link.call(method, std::move(payload), std::make_unique<NoticeSink<Impl>>(self, std::move(again)), options);
+}
+
+void ExecSession::Impl::handle_control(const std::shared_ptr<Impl>& self, const nlohmann::json& message) {
   if (const auto it = message.find("signal"); it != message.end() && it->is_number_integer()) {
     const wire::ProcSignal signal{proc, it->get<int>(), true};
-    (void)sync_call(link, wire::Method::kProcSignal, wire::encode(signal), deadline, Resend::kNo);
+    notify(self, wire::Method::kProcSignal, wire::encode(signal));
   }
   if (const auto it = message.find("resize"); it != message.end() && it->is_object()) {
     wire::ProcResize resize;
     resize.proc = proc;
     resize.rows = it->value("rows", std::uint16_t{24});
     resize.cols = it->value("cols", std::uint16_t{80});
-    (void)sync_call(link, wire::Method::kProcResize, wire::encode(resize), deadline, Resend::kNo);
+    notify(self, wire::Method::kProcResize, wire::encode(resize));
   }
 }
 
@@ -306,8 +434,8 @@ void ExecSession::Impl::hang_up() {
   const auto limit = Clock::now() + kHangupGrace;
   {
     base::MutexLock lock(mu);
-    while (!exited && !ended && Clock::now() < limit) (void)cv.wait_until(mu, limit);
-    if (exited || ended) return;
+    while (!exited && (!ended || broken) && Clock::now() < limit) (void)cv.wait_until(mu, limit);
+    if (!broken && (exited || ended)) return;
   }
   send(SIGKILL);
 }
@@ -355,8 +483,15 @@ void ExecSession::run(const nlohmann::json& request, const SettleFn& settle) {
   options.lane = api::Lane::kBulk;
   options.credit = kWindow;
   options.manual_credit = true;
-  impl.attach = impl.link.call(wire::Method::kProcAttach, wire::encode(wire::ProcAttach{start.proc, 0}),
-                               std::make_unique<AttachSink<Impl>>(impl_), options);
+  const auto attach = impl.link.call(wire::Method::kProcAttach, wire::encode(wire::ProcAttach{start.proc, 0}),
+                                     std::make_unique<AttachSink<Impl>>(impl_), options);
+  bool broken = false;
+  {
+    base::MutexLock lock(impl.mu);
+    impl.attach = attach;
+    broken = impl.broken;
+  }
+  if (broken) impl.link.cancel(attach);
   std::jthread writer([&impl, &settle] { impl.pump(settle); });
 
   bool over = false;
@@ -374,7 +509,7 @@ void ExecSession::run(const nlohmann::json& request, const SettleFn& settle) {
         impl.queue_input(impl_, {}, true);
         break;
       case ControlType::kJson:
-        if (auto message = parse_json(frame->payload)) impl.handle_control(*message);
+        if (auto message = parse_json(frame->payload)) impl.handle_control(impl_, *message);
         break;
       default:
         over = true;
@@ -383,10 +518,10 @@ void ExecSession::run(const nlohmann::json& request, const SettleFn& settle) {
   bool running = false;
   {
     base::MutexLock lock(impl.mu);
-    running = !impl.exited && !impl.ended;
+    running = impl.broken || (!impl.exited && !impl.ended);
   }
   if (running) impl.hang_up();
-  impl.link.cancel(impl.attach);
+  impl.link.cancel(attach);
   {
     base::MutexLock lock(impl.mu);
     if (running) impl.stop = true;

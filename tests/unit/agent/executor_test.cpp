@@ -75,7 +75,7 @@ TEST(ExecutorModel, ConflictingOperationsKeepTheirOrder) {
     std::mt19937_64 rng(seed);
     Trace trace;
     auto executor = make(trace);
-    const auto ops = random_ops(rng, 57, 300);
+    const auto ops = random_ops(rng, 1, 300);
     for (std::size_t at = 0; at < ops.size();) {
       const auto n = std::min<std::size_t>(1 + rng() % 40, ops.size() - at);
       const auto begin = ops.begin() + static_cast<long>(at);
@@ -109,6 +109,20 @@ TEST(Executor, WaitsForAPredecessorThatComesLater) {
   ASSERT_TRUE(executor->submit({ops.begin() + 1, ops.begin() + 5}));
   ASSERT_TRUE(test::eventually([&] { return trace.count() == 10; }));
   EXPECT_TRUE(std::is_sorted(trace.done.begin(), trace.done.end()));
+}
+
+// What a client sent under the numbers of another agent waits for ever; its renumbered ones do not.
+TEST(Executor, ASessionBeginsWithOne) {
+  Trace trace;
+  auto executor = make(trace);
+  std::mt19937_64 rng(5);
+  const auto ops = random_ops(rng, 1, 60);
+  ASSERT_TRUE(executor->submit({ops[56]}));
+  ASSERT_TRUE(executor->submit({ops.begin(), ops.begin() + 10}));
+  ASSERT_TRUE(test::eventually([&] { return trace.count() == 10; }));
+  EXPECT_EQ(executor->waiting(), 1U);
+  ASSERT_TRUE(executor->submit({ops.begin() + 10, ops.end()}));
+  ASSERT_TRUE(test::eventually([&] { return trace.count() == 60; }));
 }
 
 TEST(Executor, IndependentOperationsPassAHeldOne) {

@@ -208,6 +208,13 @@ TEST_F(FsOps, UnlinkKeepsTheFileForThoseWhoHaveItOpen) {
   auto sync = op(OpKind::kFsync, "");
   sync.orphan = o.op_id;
   EXPECT_EQ(error(sync), 0);
+  for (auto* one :
+       {&write, &append, &cut, &attr, &sync}) {  // of another session: the number is, the file is not
+    one->expect = root_node;
+    EXPECT_EQ(error(*one), ESTALE);
+    one->expect = o.expect;
+    EXPECT_EQ(error(*one), 0);
+  }
   orphans.forget(o.op_id);
   EXPECT_EQ(error(write), ESTALE);
   EXPECT_EQ(error(op(OpKind::kUnlink, "f")), ENOENT);
@@ -268,7 +275,7 @@ TEST_F(FsOps, RenameWithFlagsParentsAndKeep) {
   EXPECT_EQ(done.attr.ino, over.expect.ino);
   EXPECT_EQ(test::read_file(dir / "d/b"), "B");
   char byte = 0;
-  ASSERT_EQ(::pread((*orphans.get(over.op_id))->get(), &byte, 1, 0), 1);
+  ASSERT_EQ(::pread((*orphans.get(over.op_id, {}))->get(), &byte, 1, 0), 1);
   EXPECT_EQ(byte, 'A');
   EXPECT_EQ(error(retry(over)), 0);
   EXPECT_EQ(error(over), ENOENT);

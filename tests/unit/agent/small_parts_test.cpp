@@ -189,10 +189,10 @@ TEST(Orphans, KeepsAndForgetsWithinItsBound) {
   EXPECT_TRUE(table.keep(1, base::UniqueFd(::open("/", O_RDONLY))).ok());
   EXPECT_TRUE(table.keep(2, base::UniqueFd(::open("/", O_RDONLY))).ok());
   EXPECT_EQ(table.keep(3, base::UniqueFd(::open("/", O_RDONLY))).error().as_errno(), EMFILE);
-  auto held = *table.get(1);
+  auto held = *table.get(1, {});
   table.forget(1);
   EXPECT_GE(::fcntl(held->get(), F_GETFD), 0) << "closed under its user";
-  EXPECT_EQ(table.get(1).error().as_errno(), ESTALE);
+  EXPECT_EQ(table.get(1, {}).error().as_errno(), ESTALE);
   EXPECT_TRUE(table.keep(3, base::UniqueFd(::open("/", O_RDONLY))).ok());
 }
 

@@ -146,6 +146,55 @@ TEST_F(OpLogTest, ANewAgentGetsThemNumberedFromOneInTheNewRoot) {
   EXPECT_EQ(agent.ops()[4].op_flags & wire::kOpRetry, 0);
 }
 
+TEST_F(OpLogTest, NothingIsSentBeforeTheNewAgentIsKnown) {
+  const auto ops = make();
+  for (int i = 0; i < 3; ++i) ops->submit(write_op(10), {}, {});
+  ASSERT_TRUE(eventually([&] { return agent.count() == 3; }));
+  for (std::uint64_t id = 1; id <= 2; ++id) ops->on_op_done(done(id));
+  link.lose();
+  link.accept_notes();
+  ops->submit(write_op(40), {}, {});
+  ops->on_op_done(done(99));  // any other reason to send
+  link.connect(2, false);
+  ASSERT_TRUE(eventually([&] { return agent.count() >= 5; }));
+  const auto got = agent.ops();
+  ASSERT_EQ(got.size(), 5U);
+  for (std::size_t i = 3; i < 5; ++i) {
+    EXPECT_EQ(got[i].op_id, i - 2);
+    EXPECT_EQ(got[i].root, 9u);
+    EXPECT_NE(got[i].op_flags & wire::kOpRetry, 0);
+  }
+  link.lose();
+  link.accept_notes();
+  ops->submit(write_op(50), {}, {});
+  link.connect(2, true);
+  ASSERT_TRUE(eventually([&] { return agent.count() >= 8; }));
+  ASSERT_EQ(agent.count(), 8U);
+  for (std::size_t i = 5; i < 8; ++i) EXPECT_EQ(agent.ops()[i].op_id, i - 4);
+}
+
+TEST_F(OpLogTest, ANewAgentIsNotAskedForKeptFilesOfTheOldOne) {
+  options.max_bytes = 3000;
+  const auto ops = make();
+  int kept_error = 0;
+  ops->submit(write_op(2000), {}, {});
+  auto kept = write_op(2000);
+  kept.orphan = 1;
+  ops->submit(std::move(kept), {}, [&](const wire::OpDone& d) { kept_error = d.error; });
+  ops->submit(write_op(2001), {}, {});
+  ASSERT_TRUE(eventually([&] { return agent.count() == 1; }));
+  link.lose();
+  link.connect(2, false);
+  ASSERT_TRUE(eventually([&] { return agent.count() == 2; }));
+  EXPECT_EQ(kept_error, ESTALE);
+  ops->on_op_done(done(1));
+  ASSERT_TRUE(eventually([&] { return agent.count() == 3; }));
+  EXPECT_EQ(agent.ops()[2].op_id, 2u);
+  EXPECT_EQ(agent.ops()[2].data.size(), 2001u);
+  ops->on_op_done(done(2));
+  EXPECT_EQ(ops->unacknowledged(), 0u);
+}
+
 TEST_F(OpLogTest, WhatDoesNotFitWaitsInOrderAndIsRefusedInTheEnd) {
   options.max_bytes = 3000;
   options.max_waiting = 2;

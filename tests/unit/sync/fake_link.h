@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
@@ -85,8 +86,16 @@ class FakeLink : public api::AgentLink {
   void lose() {
     do_now([this] { down(); });
   }
+  // Takes notes for the new connection, as the link does before its observers know of it; connect() is next.
+  void accept_notes() {
+    do_now([this] { notes_early_ = true; });
+  }
   void lose_at_random(int times) {
     do_now([this, times] { losses_ = times; });
+  }
+  std::size_t granted(api::CallToken token) {  // beyond the call's own credit
+    const std::lock_guard lock(mu_);
+    return granted_[token];
   }
   std::size_t calls_made(wire::Method method) {
     const std::lock_guard lock(mu_);
@@ -143,17 +152,24 @@ class FakeLink : public api::AgentLink {
   void cancel(api::CallToken token) override {
     post([this, token] { end(token, ECANCELED); });
   }
-  void grant(api::CallToken, std::uint32_t) override {}
+  void grant(api::CallToken token, std::uint32_t bytes) override {
+    const std::lock_guard lock(mu_);
+    granted_[token] += bytes;
+  }
   void note(wire::Method method, wire::Bytes payload, api::Lane) override {
     post([this, method, payload = std::move(payload)] {
-      if (up_ && note_handlers_.contains(method)) note_handlers_.at(method)(payload);
+      if ((up_ || notes_early_) && note_handlers_.contains(method)) note_handlers_.at(method)(payload);
     });
   }
   std::uint32_t wire_id(api::CallToken token) override {
     const std::lock_guard lock(mu_);
     return wires_.contains(token) ? static_cast<std::uint32_t>(token) : 0;
   }
-  api::LinkStatus status() const override { return {}; }
+  api::LinkStatus status() const override {
+    api::LinkStatus now;
+    now.up = up_;
+    return now;
+  }
   void add_observer(api::LinkObserver* observer) override {
     do_now([this, observer] {
       observers_.insert(observer);
@@ -198,6 +214,7 @@ class FakeLink : public api::AgentLink {
     if (up_) down();
     instance_ = instance;
     up_ = true;
+    notes_early_ = false;
     std::vector<api::CallToken> waiting;
     {
       const std::lock_guard lock(mu_);
@@ -270,6 +287,7 @@ class FakeLink : public api::AgentLink {
   std::map<api::CallToken, Call> calls_;
   std::set<api::CallToken> wires_;
   std::map<wire::Method, std::size_t> made_;
+  std::map<api::CallToken, std::size_t> granted_;
   api::CallToken next_ = 1;
   // Of the link thread alone:
   std::mt19937_64 rng_;
@@ -278,7 +296,8 @@ class FakeLink : public api::AgentLink {
   std::set<api::LinkObserver*> observers_;
   std::set<api::CallToken> was_sent_;
   std::uint64_t instance_ = 0;
-  bool up_ = false;
+  std::atomic<bool> up_{false};
+  bool notes_early_ = false;
   int losses_ = 0;
   std::jthread thread_;  // last: it uses the others
 };

@@ -218,6 +218,25 @@ TEST_F(TreeStoreTest, RescansAskedForWhileOneRunsShareOneMore) {
   EXPECT_EQ(link.calls_made(Method::kTree), 3u);
 }
 
+TEST_F(TreeStoreTest, AWalkThatIsNotAnsweredDoesNotHoldUpTheOthers) {
+  open();
+  ASSERT_EQ(load("a"), 0);
+  ASSERT_EQ(load("other"), 0);
+  store->set_rescan_stall(100ms);
+  link.do_now([&] {
+    tree.put("other/new", S_IFREG | 0644);
+    tree.on_tree = [&](api::CallToken, const wire::Tree& ask) { return ask.path == "a"; };
+  });
+  EXPECT_EQ(rescan(), ETIMEDOUT);
+  EXPECT_NE(at("other/new"), kNoNode);
+  link.do_now([&] {
+    tree.on_tree = {};
+    tree.put("a/new", S_IFREG | 0644);
+  });
+  EXPECT_EQ(rescan(), 0);
+  EXPECT_NE(at("a/new"), kNoNode);
+}
+
 TEST_F(TreeStoreTest, WantedDirectoriesAreHurriedInARunningLoad) {
   open();
   api::CallToken walk = 0;
