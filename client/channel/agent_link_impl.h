@@ -33,6 +33,8 @@ struct LinkConfig {
   std::chrono::milliseconds connect_timeout{10'000};  // dial and handshake
   std::chrono::milliseconds ping_after{2'000};
   std::chrono::milliseconds dead_after{8'000};
+  // A cancelled call whose end the agent still owes after so long: the connection is given up.
+  std::chrono::milliseconds end_after_cancel{30'000};
   std::chrono::milliseconds backoff_min{100};  // doubled up to backoff_max, then jittered down by half
   std::chrono::milliseconds backoff_max{5'000};
   std::string build = "nearbox";  // told to the agent, for its logs
@@ -44,8 +46,9 @@ class Link : public api::AgentLink {
   // Tries again at once: after a final error, or when something (a resume, a new network) makes it
   // likely that the next attempt succeeds.
   virtual void redial() = 0;
-  // Ends every call with ESHUTDOWN, now and from now on, and joins all threads; what the destructor
-  // does first. Not on a thread of the link. Again: nothing.
+  // Tells the agent that the session is over (waiting for it 300 ms at most), ends every call with
+  // ESHUTDOWN, now and from now on, and joins all threads; what the destructor does first. Not on a
+  // thread of the link. Again: nothing.
   virtual void shutdown() = 0;
 };
 

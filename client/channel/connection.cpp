@@ -47,6 +47,7 @@ void Connection::close(base::Error why) {
     closed_ = true;
     queue_.clear();
     wake_.notify_all();
+    ponged_.notify_all();
   }
   carrier_->shutdown();
 }
@@ -91,6 +92,18 @@ std::uint64_t Connection::send_note(wire::Method method, wire::Bytes payload, st
               std::move(payload), lane == 0 ? FrameQueue::Class::kSmall : FrameQueue::Class::kBulk);
   wake_.notify_one();
   return pings_;
+}
+
+bool Connection::deliver_note(wire::Method method, wire::Bytes payload, Deadline deadline) {
+  (void)send_note(method, std::move(payload), 0);
+  base::MutexLock lock(mu_);
+  if (closed_) return false;
+  // The agent answers a ping after it took the notes before it.
+  const std::uint64_t number = ++pings_;
+  queue_.push_small(FrameType::kPing, 0, std::as_bytes(std::span(&number, 1)));
+  wake_.notify_one();
+  while (!closed_ && newest_pong_ < number && Clock::now() < deadline) ponged_.wait_until(mu_, deadline);
+  return newest_pong_ >= number;
 }
 
 std::size_t Connection::queued_bytes() const {
@@ -184,6 +197,8 @@ base::Result<void> Connection::handle_pong(const Frame& frame) {
   {
     base::MutexLock lock(mu_);
     if (number == 0 || number > pings_) return base::errno_error(EPROTO, "pong without a ping");
+    newest_pong_ = std::max(newest_pong_, number);
+    ponged_.notify_all();
   }
   if (number == ping_awaited_) {
     ping_awaited_ = 0;

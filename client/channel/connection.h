@@ -60,6 +60,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
   // was received.
   std::uint64_t send_note(wire::Method method, wire::Bytes payload, std::uint32_t lane) EXCLUDES(mu_);
 
+  // Sends a note and waits until the agent took it. False: not by the deadline, or the connection is
+  // closed. Not from its own threads.
+  bool deliver_note(wire::Method method, wire::Bytes payload, Deadline deadline) EXCLUDES(mu_);
+
   wire::Role role() const { return role_; }
   std::size_t queued_bytes() const EXCLUDES(mu_);
   std::uint64_t bytes_in() const { return bytes_in_.load(std::memory_order_relaxed); }
@@ -96,8 +100,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   mutable base::Mutex mu_;  // rank: above the link's
   base::CondVar wake_;
+  base::CondVar ponged_;
   FrameQueue queue_ GUARDED_BY(mu_);
   std::uint64_t pings_ GUARDED_BY(mu_) = 0;
+  std::uint64_t newest_pong_ GUARDED_BY(mu_) = 0;
   bool closed_ GUARDED_BY(mu_) = false;
   std::optional<base::Error> why_ GUARDED_BY(mu_);
 

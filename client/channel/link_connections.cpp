@@ -209,6 +209,8 @@ void LinkCore::take_back_calls(const ConnectionPtr& connection) {
                                 ? wire.credit
                                 : std::min<std::uint64_t>(wire.call->options.credit, wire::kMaxCredit);
         calls.push_back(wire.call);
+      } else {
+        --ends_owed_;
       }
       return true;
     });

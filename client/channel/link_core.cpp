@@ -13,6 +13,10 @@ using Clock = std::chrono::steady_clock;
 // Payloads of calls that wait for a connection, and bytes queued on one: more is refused.
 constexpr std::size_t kMaxWaitingBytes = 256 * 1024 * 1024;
 constexpr std::size_t kMaxQueuedBytes = 256 * 1024 * 1024;
+// Calls that ended here and whose end the agent owes: more, and it is not one that keeps its word.
+constexpr std::size_t kMaxEndsOwed = 1024;
+// How long stop() waits for the agent to take the session's end.
+constexpr std::chrono::milliseconds kGoodbye{300};
 
 std::uint32_t lane_number(api::Lane lane) { return lane == api::Lane::kSmall ? 0 : 1; }
 
@@ -36,6 +40,10 @@ LinkCore::LinkCore(LinkConfig config, base::Timers& timers, base::Logger& log)
                     return session_;
                   },
                   [this](wire::Role role, std::unique_ptr<Carrier> carrier, const wire::Welcome& welcome) {
+                    {
+                      base::MutexLock lock(mu_);
+                      if (stopping_) return;  // the carrier ends here, before this thread does
+                    }
                     auto connection = std::make_shared<Connection>(
                         std::move(carrier), role, *this,
                         ConnectionOptions{config_.ping_after, config_.dead_after});
@@ -62,7 +70,9 @@ void LinkCore::stop() {
     stopping_ = true;
     connections = slots_;
   }
-  dialer_.stop();
+  dialer_.interrupt();
+  const auto& goodbye = connections[0] ? connections[0] : connections[1];
+  if (goodbye) (void)goodbye->deliver_note(wire::Method::kSessionEnd, {}, Clock::now() + kGoodbye);
   for (const auto& connection : connections) {
     if (connection) connection->close(base::errno_error(ESHUTDOWN, "the link is closing"));
   }
@@ -73,8 +83,12 @@ void LinkCore::stop() {
     end_all(ESHUTDOWN, false);
   });
   events_.stop();
-  base::MutexLock lock(mu_);
-  slots_ = {};
+  {
+    base::MutexLock lock(mu_);
+    slots_ = {};
+  }
+  connections = {};  // and with them their carriers: the programs behind these end in peace
+  dialer_.stop();
 }
 
 api::CallToken LinkCore::call(wire::Method method, wire::Bytes payload, std::unique_ptr<api::CallSink> sink,
@@ -157,7 +171,46 @@ void LinkCore::detach_locked(Call& call, bool tell_agent) {
   call.wire_id = 0;
   if (it == wires_.end()) return;
   it->second.call = nullptr;
-  if (!tell_agent || it->second.connection->send_cancel(it->first)) wires_.erase(it);
+  if (!tell_agent || it->second.connection->send_cancel(it->first)) {
+    wires_.erase(it);
+  } else {
+    await_end_locked(it->second);
+  }
+}
+
+void LinkCore::await_end_locked(Wire& wire) {
+  wire.ended = Clock::now();
+  if (++ends_owed_ > kMaxEndsOwed) {
+    wire.connection->close(base::errno_error(EPROTO, "the agent does not end cancelled calls"));
+  } else {
+    watch_ends_locked(wire.ended + config_.end_after_cancel);
+  }
+}
+
+// One timer for all: it looks for what is overdue and comes again while an end is owed.
+void LinkCore::watch_ends_locked(Clock::time_point until) {
+  if (ends_watched_ || stopping_) return;
+  ends_watched_ = true;
+  timers_.at(until, [weak = weak_from_this()] {
+    const auto self = weak.lock();
+    if (self) self->events_.post([core = self.get()] { core->check_ends(); });
+  });
+}
+
+void LinkCore::check_ends() {
+  base::MutexLock lock(mu_);
+  ends_watched_ = false;
+  const auto overdue = Clock::now() - config_.end_after_cancel;
+  auto oldest = Clock::time_point::max();
+  for (const auto& [id, wire] : wires_) {
+    if (wire.call) continue;
+    if (wire.ended <= overdue) {
+      wire.connection->close(base::errno_error(ETIMEDOUT, "the agent did not end a cancelled call"));
+    } else {
+      oldest = std::min(oldest, wire.ended);
+    }
+  }
+  if (oldest != Clock::time_point::max()) watch_ends_locked(oldest + config_.end_after_cancel);
 }
 
 void LinkCore::post_end(CallPtr call, int error) {
@@ -282,6 +335,7 @@ base::Result<void> LinkCore::on_end(Connection& connection, std::uint32_t id, in
     if (call) {
       detach_locked(*call, false);
     } else {
+      --ends_owed_;
       wires_.erase(it);
     }
   }

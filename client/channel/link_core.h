@@ -68,6 +68,7 @@ class LinkCore final : public ConnectionOwner, public std::enable_shared_from_th
     CallPtr call;
     Connection* connection = nullptr;
     std::uint64_t credit = 0;
+    std::chrono::steady_clock::time_point ended{};  // here, when without a call
   };
 
   // Calls.
@@ -76,6 +77,9 @@ class LinkCore final : public ConnectionOwner, public std::enable_shared_from_th
   void route_locked(const CallPtr& call) REQUIRES(mu_);
   ConnectionPtr pick_locked(api::Lane lane) const REQUIRES(mu_);
   void detach_locked(Call& call, bool tell_agent) REQUIRES(mu_);
+  void await_end_locked(Wire& wire) REQUIRES(mu_);
+  void watch_ends_locked(std::chrono::steady_clock::time_point until) REQUIRES(mu_);
+  void check_ends() EXCLUDES(mu_);
   void post_end(CallPtr call, int error);
   void finish(api::CallToken token, int error) EXCLUDES(mu_);
   static void end_sink(Call& call, int error, wire::ByteView payload);
@@ -104,6 +108,8 @@ class LinkCore final : public ConnectionOwner, public std::enable_shared_from_th
   mutable base::Mutex mu_;  // rank: link
   std::unordered_map<api::CallToken, CallPtr> calls_ GUARDED_BY(mu_);
   std::unordered_map<std::uint32_t, Wire> wires_ GUARDED_BY(mu_);  // ids are unique in the session
+  std::size_t ends_owed_ GUARDED_BY(mu_) = 0;                      // wires without a call
+  bool ends_watched_ GUARDED_BY(mu_) = false;                      // a timer runs check_ends()
   std::array<ConnectionPtr, 2> slots_ GUARDED_BY(mu_);
   std::array<const Connection*, 2> note_route_ GUARDED_BY(mu_){};  // where a lane's last note went
   bool notes_closed_ GUARDED_BY(mu_) = false;

@@ -58,16 +58,25 @@ void LinkDialer::redial() {
   wake_.notify_all();
 }
 
-void LinkDialer::stop() {
+void LinkDialer::interrupt() {
   {
     base::MutexLock lock(mu_);
+    if (stopping_) return;
     stopping_ = true;
     if (shaking_ != nullptr) shaking_->shutdown();
     wake_.notify_all();
   }
-  if (!thread_.joinable()) return;
-  if (config_.abort_dial) config_.abort_dial();
-  thread_.join();
+  if (thread_.joinable() && config_.abort_dial) config_.abort_dial();
+}
+
+void LinkDialer::stop() {
+  interrupt();
+  {
+    base::MutexLock lock(mu_);
+    may_end_ = true;
+    wake_.notify_all();
+  }
+  if (thread_.joinable()) thread_.join();
 }
 
 void LinkDialer::pause_locked(Want& w) {
@@ -102,6 +111,8 @@ void LinkDialer::run() noexcept {
   pthread_setname_np(pthread_self(), "link-dial");
   wire::Role role{};
   while (next_role(role)) attempt(role);
+  base::MutexLock lock(mu_);
+  while (!may_end_) wake_.wait_until(mu_, Clock::now() + kWaitStep);
 }
 
 base::Result<wire::Welcome> LinkDialer::handshake(Carrier& carrier, wire::Role role, const wire::Token& token,

@@ -18,7 +18,8 @@ std::uint64_t random_u64();
 
 // Makes the connections a link asks for, control before bulk, with growing jittered pauses.
 //
-// Owns:    its thread, joined by stop().
+// Owns:    its thread, joined by stop(). Programs that dial() started on it may be made to die with
+//          it (PDEATHSIG): let go of their carriers between interrupt() and stop().
 // Threads: any; the callbacks run on its thread.
 class LinkDialer {
  public:
@@ -35,6 +36,8 @@ class LinkDialer {
   // A connection is wanted. `fresh`: the one before was good, so begin without a pause.
   void need(wire::Role role, bool fresh) EXCLUDES(mu_);
   void redial() EXCLUDES(mu_);
+  // Ends the attempt that runs, soon, and begins no other. Its thread lives on until stop().
+  void interrupt() EXCLUDES(mu_);
   void stop() EXCLUDES(mu_);
 
  private:
@@ -63,6 +66,7 @@ class LinkDialer {
   bool given_up_ GUARDED_BY(mu_) = false;
   std::uint64_t redials_ GUARDED_BY(mu_) = 0;
   bool stopping_ GUARDED_BY(mu_) = false;
+  bool may_end_ GUARDED_BY(mu_) = false;
   std::jthread thread_;
 };
 

@@ -52,23 +52,31 @@ Agent::~Agent() {
 
 SessionPtr Agent::find(const wire::Hello& hello, channel::Carrier& carrier, bool& resumed) {
   SessionPtr old;  // ended outside the lock
-  base::MutexLock lock(mu_);
-  if (stopping_) return nullptr;
-  auto it = sessions_.find(hello.session);
-  resumed = it != sessions_.end() && !it->second.session->poisoned() && !it->second.session->ended();
-  if (!resumed) {
-    if (it == sessions_.end() && sessions_.size() >= kMaxSessions) return nullptr;
-    auto session =
-        std::make_shared<Session>(hello.session, instance_, options_.who, options_.procs, timers_, log_);
-    if (it == sessions_.end()) it = sessions_.emplace(hello.session, Entry{}).first;
-    old = std::exchange(it->second.session, std::move(session));
+  while (true) {
+    if (old) old->stop_applying();
+    base::MutexLock lock(mu_);
+    if (stopping_) return nullptr;
+    auto it = sessions_.find(hello.session);
+    resumed = it != sessions_.end() && !it->second.session->poisoned() && !it->second.session->ended();
+    if (!resumed) {
+      if (it == sessions_.end() && sessions_.size() >= kMaxSessions) return nullptr;
+      if (it != sessions_.end() && it->second.session != old) {
+        old = it->second.session;
+        continue;
+      }
+      auto session =
+          std::make_shared<Session>(hello.session, instance_, options_.who, options_.procs, timers_, log_);
+      if (it == sessions_.end()) it = sessions_.emplace(hello.session, Entry{}).first;
+      it->second.session = std::move(session);
+    }
+    it->second.hung_up = false;
+    return it->second.session->attach(&carrier) ? it->second.session : nullptr;
   }
-  it->second.hung_up = false;
-  return it->second.session->attach(&carrier) ? it->second.session : nullptr;
 }
 
-void Agent::serve(channel::Carrier& carrier, const std::function<void()>& admitted) {
-  const auto deadline = Clock::now() + kHelloTimeout;
+void Agent::serve(channel::Carrier& carrier, const std::function<void()>& admitted,
+                  Clock::time_point hello_by) {
+  const auto deadline = hello_by;
   auto hello = channel::read_hello(carrier, deadline);
   if (!hello) {
     log_.info("event=no_hello error=\"" + hello.error().message() + "\"");
@@ -118,19 +126,25 @@ bool Agent::tick(Clock::time_point now) {
   bool needed = connections_.load() > 0;
   {
     base::MutexLock lock(mu_);
-    for (auto it = sessions_.begin(); it != sessions_.end();) {
-      if (keeps(it->second, now)) {
-        needed = needed || it->second.session->busy();
-        ++it;
+    for (auto& [id, entry] : sessions_) {
+      if (keeps(entry, now)) {
+        needed = needed || entry.session->busy();
       } else {
-        gone.push_back(std::move(it->second.session));
-        it = sessions_.erase(it);
+        entry.session->set_ended();
+        gone.push_back(entry.session);
       }
     }
     if (needed) needed_ = now;
   }
   for (auto& session : gone) {
-    if (session->poisoned()) session->drop_connections();
+    session->drop_connections();
+    // Still in the table: a client that comes with its id waits for this too.
+    session->stop_applying();
+    {
+      base::MutexLock lock(mu_);
+      const auto it = sessions_.find(session->id());
+      if (it != sessions_.end() && it->second.session == session) sessions_.erase(it);
+    }
     session.reset();
   }
   base::MutexLock lock(mu_);

@@ -16,7 +16,7 @@
 namespace nearbox::agent {
 
 inline constexpr std::size_t kMaxSessions = 64;
-inline constexpr std::chrono::seconds kHelloTimeout{10};
+inline constexpr std::chrono::seconds kHelloTimeout{5};
 
 // The agent behind its listener: says hello, finds sessions, forgets them after their grace.
 //
@@ -41,8 +41,10 @@ class Agent {
   Agent(const Agent&) = delete;
   Agent& operator=(const Agent&) = delete;
 
-  // Serves one connection until it ends; calls `admitted` when its client showed the token.
-  void serve(channel::Carrier& carrier, const std::function<void()>& admitted = {}) EXCLUDES(mu_);
+  // Serves one connection until it ends; calls `admitted` when its client showed the token, which it
+  // must by `hello_by`.
+  void serve(channel::Carrier& carrier, const std::function<void()>& admitted = {},
+             Clock::time_point hello_by = Clock::now() + kHelloTimeout) EXCLUDES(mu_);
   // Forgets what is past its time. True: nobody has needed this agent for `linger`.
   bool tick(Clock::time_point now) EXCLUDES(mu_);
   // Breaks all connections; their serve() calls return soon. New ones are refused.
@@ -56,7 +58,8 @@ class Agent {
     SessionPtr session;
     bool hung_up = false;
   };
-  // The session of a hello, attached to `carrier`; nothing past the limits.
+  // The session of a hello, attached to `carrier`; nothing past the limits. Waits until one of the
+  // same id that is over applies nothing any more.
   SessionPtr find(const wire::Hello& hello, channel::Carrier& carrier, bool& resumed) EXCLUDES(mu_);
   bool keeps(Entry& entry, Clock::time_point now);
 

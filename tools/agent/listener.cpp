@@ -118,6 +118,21 @@ bool Listener::peer_allowed(int socket) const {
   return peer.uid == ::geteuid() || peer.uid == 0;
 }
 
+// When there are as many strangers as may be.
+void Listener::break_oldest_stranger() {
+  Connection* oldest = nullptr;
+  std::size_t strangers = 0;
+  for (auto& connection : connections_) {
+    if (connection.broken || connection.known.load() || connection.finished.load()) continue;
+    ++strangers;
+    if (oldest == nullptr) oldest = &connection;
+  }
+  if (strangers < kMaxStrangers) return;
+  oldest->broken = true;
+  (void)::shutdown(oldest->wake.get(), SHUT_RDWR);
+  log_.warn("event=stranger_dropped why=\"too many connections without a hello\"");
+}
+
 void Listener::accept_one() {
   base::UniqueFd socket(::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC));
   if (!socket) {
@@ -133,9 +148,8 @@ void Listener::accept_one() {
     return;
   }
   base::MutexLock lock(mu_);
-  std::size_t strangers = 0;
-  for (const auto& connection : connections_) strangers += connection.known.load() ? 0 : 1;
-  if (connections_.size() >= kMaxConnections || strangers >= kMaxStrangers) {
+  break_oldest_stranger();
+  if (connections_.size() >= kMaxConnections) {
     log_.warn("event=refused why=\"too many connections\"");
     return;
   }
@@ -154,9 +168,11 @@ void Listener::accept_one() {
 
 void Listener::serve(Connection& connection, base::UniqueFd socket) noexcept {
   pthread_setname_np(pthread_self(), "connection");
-  auto carrier = make_(std::move(socket), std::chrono::steady_clock::now() + kAcceptTimeout);
+  const auto deadline = std::chrono::steady_clock::now() + kAcceptTimeout;
+  auto carrier = make_(std::move(socket), deadline);
   if (carrier) {
-    agent_->serve(**carrier, [&] { connection.known.store(true); });
+    agent_->serve(
+        **carrier, [&] { connection.known.store(true); }, deadline);
   } else {
     log_.info("event=no_carrier error=\"" + carrier.error().message() + "\"");
   }

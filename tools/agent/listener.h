@@ -19,8 +19,8 @@
 namespace nearbox::agent {
 
 inline constexpr std::size_t kMaxConnections = 256;
-inline constexpr std::size_t kMaxStrangers = 64;  // connections that have not shown the token yet
-inline constexpr std::chrono::seconds kAcceptTimeout{10};
+inline constexpr std::size_t kMaxStrangers = 64;          // connections that have not shown the token yet
+inline constexpr std::chrono::seconds kAcceptTimeout{5};  // until the token was shown
 
 // Makes a carrier of an accepted socket (a WebSocket upgrade on TCP).
 using CarrierMaker =
@@ -30,7 +30,8 @@ using CarrierMaker =
 //
 // Owns:    the listening socket (and the name of a unix one), the threads; joined by the destructor,
 //          which breaks the connections.
-// Bounds:  kMaxConnections, of them kMaxStrangers before their hello; others are closed at once.
+// Bounds:  kMaxConnections; others are closed at once. Of them kMaxStrangers before their hello: the
+//          oldest of these makes room, so that silent ones keep nobody out.
 class Listener {
  public:
   // All IPv4 addresses; port 0 picks a free one.
@@ -51,6 +52,7 @@ class Listener {
   struct Connection {
     base::UniqueFd wake;  // a duplicate of the socket, to break it with
     std::jthread thread;
+    bool broken = false;  // to make room; under mu_
     std::atomic<bool> known{false};
     std::atomic<bool> finished{false};
   };
@@ -58,6 +60,7 @@ class Listener {
       : socket_(std::move(socket)), path_(std::move(path)), log_(log) {}
   void run() noexcept;
   void accept_one();
+  void break_oldest_stranger() REQUIRES(mu_);
   void serve(Connection& connection, base::UniqueFd socket) noexcept;
   bool peer_allowed(int socket) const;
 

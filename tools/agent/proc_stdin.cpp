@@ -22,6 +22,7 @@ void StdinQueue::push(const wire::ProcInput& input, channel::ResponderPtr respon
     answers.push_back({std::move(responder), 0, written_});
     return;
   }
+  drop_cancelled(answers);
   if (waiting_.size() >= kMaxWaiting) {
     answers.push_back({std::move(responder), EAGAIN, written_});
     return;
@@ -38,6 +39,16 @@ void StdinQueue::push(const wire::ProcInput& input, channel::ResponderPtr respon
   if (taken && input.eof) eof_ = true;
   waiting_.push_back({std::move(responder), stop, input.eof, !taken});
   answer_ready(answers);
+}
+
+// Nobody waits for these any more: they must not use up the places of others.
+void StdinQueue::drop_cancelled(Answers& answers) {
+  for (auto& call : waiting_) {
+    if (call.responder->cancelled()) {
+      answers.push_back({std::exchange(call.responder, nullptr), ECANCELED, written_});
+    }
+  }
+  std::erase_if(waiting_, [](const Waiting& call) { return call.responder == nullptr; });
 }
 
 void StdinQueue::wrote(std::size_t count, Answers& answers) {

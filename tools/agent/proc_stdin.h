@@ -52,6 +52,7 @@ class StdinQueue {
     bool refused = false;     // nothing of it was taken: answered when the queue is empty
   };
   void answer_ready(Answers& answers);
+  void drop_cancelled(Answers& answers);
 
   wire::Bytes queue_;
   std::size_t head_ = 0;  // bytes of queue_ already written

@@ -15,7 +15,8 @@
 namespace nearbox::agent {
 namespace {
 
-constexpr int kTick = 250;  // ms
+constexpr int kTick = 250;                    // ms
+constexpr std::chrono::seconds kLockWait{5};  // for an agent of this build that is ending
 constexpr off_t kMaxLogBytes = 1024 * 1024;
 
 int stop_event = -1;  // written by the signal handler
@@ -70,7 +71,7 @@ base::Result<Setup> set_up(const ServeCommand& command, base::Logger& log) {
   setup.directory = *directory;
   setup.state.build = build_id();
   setup.paths = state_paths(*directory, setup.state.build, command.kind, command.user);
-  auto lock = lock_file(setup.paths.run, std::chrono::steady_clock::now());
+  auto lock = lock_file(setup.paths.run, std::chrono::steady_clock::now() + kLockWait);
   if (!lock) return std::move(lock).error().during("another agent of this build runs");
   setup.running = std::move(*lock);
   auto listener = command.kind == ListenKind::kTcp ? Listener::tcp(command.port, log)

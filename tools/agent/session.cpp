@@ -30,12 +30,14 @@ Session::Session(const wire::SessionId& id, std::uint64_t instance, const Identi
           [this](const wire::ProcExit& exit) { record(wire::EventKind::kProcExit, wire::encode(exit)); },
           log)),
       op_context_{who_, roots, orphans},
-      executor_([this](const wire::Op& op) { return apply_op(op_context_, op); },
-                [this](const wire::Op& op, const wire::OpDone& done) {
-                  if (base::fault::active("agent.crash_after_apply", op.path)) std::abort();
-                  record(wire::EventKind::kOpDone, wire::encode(done));
-                },
-                parking),
+      executor_(
+          [this](const wire::Op& op) { return poisoned() ? wire::OpDone{} : apply_op(op_context_, op); },
+          [this](const wire::Op& op, const wire::OpDone& done) {
+            if (poisoned()) return;  // its client starts anew
+            if (base::fault::active("agent.crash_after_apply", op.path)) std::abort();
+            record(wire::EventKind::kOpDone, wire::encode(done));
+          },
+          parking),
       trees_("trees", kTreeThreads),
       pumps_("event-pump", kMaxSubscriptions) {}
 
@@ -47,7 +49,7 @@ Session::~Session() {
     for (auto& walking : walks_) walking.walk->stop();
   }
   events.wake();
-  executor_.stop();
+  stop_applying();
   small.stop();
   streams.stop();
   trees_.stop();
@@ -100,6 +102,11 @@ void Session::poison(const char* why) {
   if (poisoned_.exchange(true)) return;
   log_.warn(std::string("event=session_poisoned why=\"") + why + "\"");
   drop_connections();
+}
+
+void Session::stop_applying() {
+  base::MutexLock lock(stop_mu_);  // whoever comes second waits too
+  executor_.stop();
 }
 
 void Session::confirm(const wire::Confirm& note) {

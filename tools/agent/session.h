@@ -62,7 +62,10 @@ class Session {
   // Breaks its connections: their clients dial again and find out what became of it.
   void drop_connections() EXCLUDES(mu_);
 
+  // Ends it: nothing queued is applied any more.
   void poison(const char* why);
+  // Drops the operations that have not begun and waits for those that have. Not on a thread of ours.
+  void stop_applying() EXCLUDES(stop_mu_);
   bool poisoned() const { return poisoned_.load(); }
   // The client said goodbye.
   void set_ended() { ended_.store(true); }
@@ -108,7 +111,8 @@ class Session {
   base::Logger& log_;
   std::atomic<bool> poisoned_{false};
   std::atomic<bool> ended_{false};
-  base::Mutex mu_;  // before those of the parts
+  base::Mutex stop_mu_;  // rank: before all others; held while stop_applying() waits
+  base::Mutex mu_;       // before those of the parts
   std::set<channel::Carrier*> carriers_ GUARDED_BY(mu_);
   Clock::time_point alone_since_ GUARDED_BY(mu_) = Clock::now();
   std::uint64_t nonce_ GUARDED_BY(mu_) = 0;

@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/agent/service.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 
 #include <gtest/gtest.h>
 
 #include "client/channel/fd_carrier.h"
+#include "client/channel/frame_queue.h"
 #include "client/channel/handshake.h"
 #include "tests/unit/agent/agent_test_util.h"
 #include "tools/agent/agent.h"
+#include "tools/agent/listener.h"
 
 namespace nearbox::agent {
 namespace {
@@ -339,6 +343,53 @@ TEST_F(AgentTest, WelcomesResumesAndRefuses) {
   EXPECT_FALSE(agent->tick(Clock::now() + std::chrono::seconds(101)));
   EXPECT_EQ(agent->sessions(), 0U);
   EXPECT_TRUE(agent->tick(Clock::now() + std::chrono::seconds(201)));
+}
+
+TEST_F(AgentTest, ASessionThatIsOverIsNotResumed) {
+  auto first = dial();
+  ASSERT_TRUE(greet(first, 1, options.token).ok());
+  channel::FrameQueue queue;
+  queue.push(channel::FrameQueue::note_stream(0), wire::FrameType::kNote,
+             static_cast<std::uint16_t>(wire::Method::kSessionEnd), 0, {});
+  wire::Bytes frames;
+  ASSERT_TRUE(queue.next(frames));
+  ASSERT_TRUE(first.client->write(frames, Clock::now() + std::chrono::seconds(20)).ok());
+  const auto end = Clock::now() + std::chrono::seconds(20);
+  while (agent->sessions() > 0 && Clock::now() < end) (void)agent->tick(Clock::now());
+  EXPECT_EQ(agent->sessions(), 0U);
+  first.server.join();  // the connection went with it
+  auto second = dial();
+  auto welcome = greet(second, 1, options.token);
+  ASSERT_TRUE(welcome.ok());
+  EXPECT_FALSE(welcome->resumed);
+}
+
+TEST_F(AgentTest, SilentStrangersKeepNobodyOut) {
+  auto listener = Listener::tcp(0, log);
+  ASSERT_TRUE(listener.ok()) << listener.error().message();
+  const auto plain = [](base::UniqueFd socket,
+                        channel::Deadline) -> base::Result<std::unique_ptr<channel::Carrier>> {
+    auto carrier = channel::FdCarrier::from_socket(std::move(socket));
+    if (!carrier) return std::move(carrier).error();
+    return std::unique_ptr<channel::Carrier>(std::move(*carrier));
+  };
+  ASSERT_TRUE((*listener)->start(*agent, plain).ok());
+  struct sockaddr_in address {};
+  address.sin_family = AF_INET;
+  address.sin_port = htons((*listener)->port());
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  const auto connect = [&] {
+    base::UniqueFd socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    EXPECT_EQ(::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+    return socket;
+  };
+  std::vector<base::UniqueFd> silent;
+  for (std::size_t i = 0; i < kMaxStrangers; ++i) silent.push_back(connect());
+  Dialled owner;
+  owner.client = std::move(*channel::FdCarrier::from_socket(connect()));
+  const auto welcome = greet(owner, 1, options.token);
+  EXPECT_TRUE(welcome.ok()) << welcome.error().message();
+  (*listener)->stop();
 }
 
 TEST_F(AgentTest, BoundsItsSessions) {

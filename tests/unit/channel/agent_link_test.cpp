@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <csignal>
 #include <random>
+#include <unistd.h>
 
 #include <gtest/gtest.h>
 
@@ -134,6 +136,76 @@ TEST_F(AgentLinkTest, TheDestructorEndsEveryCall) {
   ASSERT_TRUE(a->error && b->error);
   EXPECT_EQ(*a->error, ESHUTDOWN);
   EXPECT_EQ(*b->error, ESHUTDOWN);
+}
+
+TEST_F(AgentLinkTest, TheDestructorEndsTheSession) {
+  auto link = channel::make_agent_link(agent.config(), timers, log);
+  ASSERT_TRUE(start(*link, Method::kInfo, {})->wait());
+  link.reset();
+  const auto notes = agent.notes();
+  ASSERT_EQ(notes.size(), 1u);
+  EXPECT_EQ(notes[0].first, Method::kSessionEnd);
+}
+
+// A carrier that tells whether the thread that dialled it is still there when it goes.
+class LinkedCarrier final : public channel::Carrier {
+ public:
+  LinkedCarrier(std::unique_ptr<channel::Carrier> inner, std::function<void()> gone)
+      : inner_(std::move(inner)), gone_(std::move(gone)) {}
+  ~LinkedCarrier() override { gone_(); }
+  LinkedCarrier(const LinkedCarrier&) = delete;
+  LinkedCarrier& operator=(const LinkedCarrier&) = delete;
+  base::Result<std::size_t> read(std::span<std::byte> into, channel::Deadline deadline) override {
+    return inner_->read(into, deadline);
+  }
+  base::Result<void> write(wire::ByteView bytes, channel::Deadline deadline) override {
+    return deaf ? base::Result<void>() : inner_->write(bytes, deadline);
+  }
+  void shutdown() noexcept override { inner_->shutdown(); }
+  static inline std::atomic<bool> deaf{false};  // what is written gets lost
+
+ private:
+  const std::unique_ptr<channel::Carrier> inner_;
+  const std::function<void()> gone_;
+};
+
+TEST_F(AgentLinkTest, AnAgentThatOwesAnEndIsDialledAgain) {
+  auto config = agent.config();
+  config.end_after_cancel = milliseconds(50);
+  agent.wrap = [](wire::Role, std::unique_ptr<channel::Carrier> inner) -> std::unique_ptr<channel::Carrier> {
+    return std::make_unique<LinkedCarrier>(std::move(inner), [] {});
+  };
+  auto link = channel::make_agent_link(config, timers, log);
+  auto o = options();
+  o.no_deadline = true;
+  api::CallToken token = 0;
+  auto out = start(*link, Method::kStatFs, {}, o, {}, &token);
+  ASSERT_TRUE(eventually([&] { return agent.live_calls == 1; }));
+  LinkedCarrier::deaf = true;
+  link->cancel(token);
+  ASSERT_TRUE(out->wait());
+  EXPECT_TRUE(eventually([&] { return link->status().last_error.find("did not end") != std::string::npos; },
+                         milliseconds(5000)));
+  LinkedCarrier::deaf = false;
+  EXPECT_TRUE(eventually([&] { return link->status().reconnects > 0; }));
+}
+
+TEST_F(AgentLinkTest, CarriersGoBeforeTheThreadThatMadeThem) {
+  std::atomic<pid_t> dialler{0};
+  std::atomic<int> gone{0};
+  std::atomic<int> orphaned{0};
+  agent.wrap = [&](wire::Role, std::unique_ptr<channel::Carrier> inner) -> std::unique_ptr<channel::Carrier> {
+    dialler = ::gettid();
+    return std::make_unique<LinkedCarrier>(std::move(inner), [&] {
+      ++gone;
+      if (::tgkill(::getpid(), dialler, 0) != 0) ++orphaned;
+    });
+  };
+  auto link = channel::make_agent_link(agent.config(), timers, log);
+  ASSERT_TRUE(start(*link, Method::kInfo, {})->wait());
+  link.reset();
+  EXPECT_GE(gone, 1);
+  EXPECT_EQ(orphaned, 0);
 }
 
 TEST_F(AgentLinkTest, TheDestructorEndsADialThatHangs) {

@@ -13,8 +13,9 @@ class NoResponder : public channel::Responder {
  public:
   bool send(wire::ByteView) override { return false; }
   void end(int, wire::ByteView) override {}
-  bool cancelled() const override { return false; }
+  bool cancelled() const override { return gone; }
   std::uint32_t call_id() const override { return 0; }
+  bool gone = false;
 };
 
 class StdinQueueTest : public ::testing::Test {
@@ -52,6 +53,27 @@ TEST_F(StdinQueueTest, SkipsWhatItHas) {
   push(2, "cdef");
   ASSERT_EQ(answers.size(), 4U);
   EXPECT_EQ(answers[3].accepted, 6U);
+}
+
+TEST_F(StdinQueueTest, CancelledCallsGiveTheirPlacesBack) {
+  std::vector<std::shared_ptr<NoResponder>> gone;
+  const auto view = wire::as_view("x");
+  for (std::size_t i = 0; i < StdinQueue::kMaxWaiting; ++i) {
+    gone.push_back(std::make_shared<NoResponder>());
+    queue.push({1, i, false, {view.begin(), view.end()}}, gone.back(), answers);
+  }
+  push(StdinQueue::kMaxWaiting, "y");
+  ASSERT_EQ(answers.size(), 1U);
+  EXPECT_EQ(answers[0].error, EAGAIN);
+  for (const auto& one : gone) one->gone = true;
+  answers.clear();
+  push(StdinQueue::kMaxWaiting, "y");
+  ASSERT_EQ(answers.size(), StdinQueue::kMaxWaiting);
+  EXPECT_EQ(answers[0].error, ECANCELED);
+  answers.clear();
+  queue.wrote(StdinQueue::kMaxWaiting + 1, answers);
+  ASSERT_EQ(answers.size(), 1U);
+  EXPECT_EQ(answers[0].error, 0);
 }
 
 TEST_F(StdinQueueTest, TakesNothingBehindAGap) {
