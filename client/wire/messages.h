@@ -402,7 +402,7 @@ NEARBOX_FIELDS(BytesReply)
 // ---- operations -----------------------------------------------------------------------------
 
 enum class OpKind : std::uint8_t {
-  kCreate = 1,  // path, mode, flags O_EXCL; makes a regular file; answers its Attr
+  kCreate = 1,  // path, mode, flags O_EXCL, O_TRUNC; makes a regular file; answers its Attr
   kMkdir = 2,
   kMknod = 3,    // rdev
   kSymlink = 4,  // path, target

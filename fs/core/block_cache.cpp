@@ -133,6 +133,7 @@ void BlockCache::Impl::plan_locked(const FilePtr& file, std::uint64_t begin, std
       fetch = std::make_shared<Fetch>();
       fetch->file = file;
       fetch->generation = file->generation;
+      fetch->stamp = file->stamp;
       fetch->begin = fetch->position = at;
       made.push_back(fetch);
     }

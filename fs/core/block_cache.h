@@ -34,6 +34,10 @@ struct BlockCacheHooks {
   std::function<void(sync::NodeIndex node, std::function<void()> done)> refresh;
   // The agent showed other attributes than the read began with.
   std::function<void(sync::NodeIndex node, const wire::Attr& attr)> changed;
+  // The node's attributes as the tree shows them. May be left out: they count as unchanged then.
+  std::function<wire::Attr(sync::NodeIndex node)> attr;
+  // Runs fn after `delay`, on any thread, or never once the cache is closed. May be left out: at once.
+  std::function<void(std::chrono::milliseconds delay, std::function<void()> fn)> later;
 };
 
 struct BlockCacheStats {

@@ -43,6 +43,7 @@ using BlockKey = std::pair<wire::NodeId, std::uint64_t>;
 struct Fetch {
   FilePtr file;
   std::uint64_t generation = 0;
+  std::optional<Stamp> stamp;  // of that generation
   std::uint64_t begin = 0, end = 0, position = 0;
   wire::Bytes building;  // of the block that holds `position`
   wire::PathCall at;
@@ -132,7 +133,10 @@ class BlockCache::Impl : public std::enable_shared_from_this<BlockCache::Impl> {
   Data assemble(const cache::Waiter& waiter) const;
   void run(Step& step);
   void launch(const cache::FetchPtr& fetch);
-  void retry(const cache::FetchPtr& fetch);
+  bool worth_retrying_locked(const cache::Fetch& fetch, int error) const REQUIRES(mu_);
+  void retry(const cache::FetchPtr& fetch, int error);
+  void look_again(const cache::FetchPtr& fetch, int error);
+  bool unchanged(const cache::Fetch& fetch) const;
 
   api::AgentLink& link_;
   const BlockCacheHooks hooks_;

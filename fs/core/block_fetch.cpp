@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The block cache's read calls: started, fed piece by piece, ended, tried again.
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <utility>
 
@@ -20,8 +21,12 @@ using cache::Waiter;
 
 namespace {
 
-// A file whose directories are being renamed may be missed more than once.
+// A file whose directories are being renamed may be missed more than once, and an agent that was restarted
+// knows the root only after a while.
 constexpr int kMaxRetries = 4;
+constexpr std::array<std::chrono::milliseconds, kMaxRetries> kRetryDelay{
+    std::chrono::milliseconds(0), std::chrono::milliseconds(20), std::chrono::milliseconds(100),
+    std::chrono::milliseconds(500)};
 
 class ReadSink final : public api::CallSink {
  public:
@@ -140,7 +145,7 @@ void BlockCache::Impl::ended(const FetchPtr& fetch, int error, wire::ByteView pa
   bool changed = false;
   {
     MutexLock lock(mu_);
-    if ((error == ESTALE || error == ENOENT) && fetch->retries < kMaxRetries && !closed_) {
+    if (worth_retrying_locked(*fetch, error)) {
       ++fetch->retries;
     } else {
       if (error == ENOENT) error = ESTALE;
@@ -160,14 +165,61 @@ void BlockCache::Impl::ended(const FetchPtr& fetch, int error, wire::ByteView pa
       error = 0;
     }
   }
-  if (error != 0) return retry(fetch);
+  if (error != 0) return retry(fetch, error);
   if (changed) hooks_.changed(fetch->file->node, reply->attr);
   run(step);
 }
 
+bool BlockCache::Impl::worth_retrying_locked(const Fetch& fetch, int error) const {
+  if (closed_ || fetch.retries >= kMaxRetries) return false;
+  if (error == ESTALE || error == ENOENT) return true;
+  if (error != ECONNRESET) return false;
+  // The agent was restarted: for somebody who still waits.
+  const auto now = Clock::now();
+  const auto& waiters = fetch.file->waiters;
+  return std::any_of(waiters.begin(), waiters.end(), [&](const Waiter& waiter) {
+    return waiter.generation == fetch.generation && waiter.deadline > now;
+  });
+}
+
 // The file may lie elsewhere, or be replaced: looks where it is, then goes on from where the bytes ended.
-void BlockCache::Impl::retry(const FetchPtr& fetch) {
-  hooks_.refresh(fetch->file->node, [self = shared_from_this(), fetch] { self->launch(fetch); });
+void BlockCache::Impl::retry(const FetchPtr& fetch, int error) {
+  int retries = 0;
+  {
+    MutexLock lock(mu_);
+    retries = fetch->retries;
+  }
+  const auto delay = kRetryDelay[static_cast<std::size_t>(std::clamp(retries, 1, kMaxRetries) - 1)];
+  if (delay.count() == 0 || !hooks_.later) return look_again(fetch, error);
+  hooks_.later(delay, [weak = weak_from_this(), fetch, error] {
+    if (const auto self = weak.lock()) self->look_again(fetch, error);
+  });
+}
+
+void BlockCache::Impl::look_again(const FetchPtr& fetch, int error) {
+  {
+    MutexLock lock(mu_);
+    if (closed_) return;
+  }
+  hooks_.refresh(fetch->file->node, [self = shared_from_this(), fetch, error] {
+    if (error != ECONNRESET || self->unchanged(*fetch)) return self->launch(fetch);
+    {
+      MutexLock lock(self->mu_);
+      fetch->retries = kMaxRetries;
+    }
+    self->ended(fetch, error, {});  // the bytes so far are of another content
+  });
+}
+
+// The tree still shows what the fetch began with.
+bool BlockCache::Impl::unchanged(const Fetch& fetch) const {
+  {
+    MutexLock lock(mu_);
+    if (closed_) return true;  // launch() leaves it
+  }
+  if (!hooks_.attr) return true;
+  const auto attr = hooks_.attr(fetch.file->node);
+  return wire::NodeId{attr.dev, attr.ino} == fetch.file->id && fetch.stamp == Stamp(attr);
 }
 
 void BlockCache::Impl::finish_locked(const FetchPtr& fetch, const wire::ReadReply& reply, Step& step) {

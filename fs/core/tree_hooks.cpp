@@ -86,7 +86,7 @@ void refresh(sync::TreeStore& tree, api::AgentLink& link, const DirRenames& rena
                            });
 }
 
-BlockCacheHooks tree_hooks(sync::TreeStore& tree, api::AgentLink& link, OpLog& log) {
+BlockCacheHooks tree_hooks(sync::TreeStore& tree, api::AgentLink& link, OpLog& log, base::Timers& timers) {
   BlockCacheHooks hooks;
   hooks.locate = [&tree, &log](sync::NodeIndex node, const wire::NodeId& id) {
     return locate(tree, log.orphans(), node, id);
@@ -98,6 +98,12 @@ BlockCacheHooks tree_hooks(sync::TreeStore& tree, api::AgentLink& link, OpLog& l
     tree.write([&](sync::Mirror& mirror, sync::Changes& changes) {
       if (same(mirror.attr(node), {attr.dev, attr.ino})) mirror.set_attr(node, attr, changes);
     });
+  };
+  hooks.attr = [&tree](sync::NodeIndex node) {
+    return tree.read([&](const sync::Mirror& mirror) { return mirror.attr(node); });
+  };
+  hooks.later = [&timers](std::chrono::milliseconds delay, std::function<void()> fn) {
+    timers.after(delay, std::move(fn));
   };
   return hooks;
 }

@@ -18,7 +18,7 @@ std::optional<wire::PathCall> locate(sync::TreeStore& tree, const Orphans& orpha
 void refresh(sync::TreeStore& tree, api::AgentLink& link, const DirRenames& renames, sync::NodeIndex node,
              std::function<void()> done);
 
-// The hooks of a block cache over `tree`; all three outlive the cache.
-BlockCacheHooks tree_hooks(sync::TreeStore& tree, api::AgentLink& link, OpLog& log);
+// The hooks of a block cache over `tree`; all four outlive the cache.
+BlockCacheHooks tree_hooks(sync::TreeStore& tree, api::AgentLink& link, OpLog& log, base::Timers& timers);
 
 }  // namespace nearbox::fs

@@ -238,7 +238,7 @@ class World {
     events = std::make_unique<sync::EventStream>(*link, log);
     ops = std::make_unique<OpLog>(*link, timers, log, [root] { return root; });
     ops->attach(*events);
-    cache = std::make_unique<BlockCache>(*link, tree_hooks(*tree, *link, *ops));
+    cache = std::make_unique<BlockCache>(*link, tree_hooks(*tree, *link, *ops, timers));
     events->start();
     FuseLoopOptions options;
     options.workers = workers;

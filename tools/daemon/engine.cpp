@@ -104,7 +104,7 @@ struct Engine::Impl {
         events(*link, log),
         tree(*link, timers, log),
         ops(*link, timers, log, [this] { return tree.root_path(); }),
-        cache(*link, fs::tree_hooks(tree, *link, ops)),
+        cache(*link, fs::tree_hooks(tree, *link, ops, timers)),
         loop(loop_options(), log) {
     link->add_observer(&up);
     ops.attach(events);

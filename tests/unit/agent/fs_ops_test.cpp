@@ -80,6 +80,17 @@ TEST_F(FsOps, CreateSetsModeTimeAndAttributes) {
   EXPECT_EQ(error(retry(o)), 0);
   auto shared = op(OpKind::kCreate, "f");
   EXPECT_EQ(run(shared).attr.ino, done.attr.ino);
+  ASSERT_EQ(::truncate((dir / "f").c_str(), 5), 0);
+  shared.flags = O_TRUNC | O_EXCL;
+  EXPECT_EQ(error(retry(shared)), 0);
+  EXPECT_EQ(lstat("f").st_size, 5);
+  shared.flags = O_TRUNC;
+  shared.mtime_ns = kWhen;
+  const auto emptied = run(shared);
+  EXPECT_EQ(emptied.attr.ino, done.attr.ino);
+  EXPECT_EQ(emptied.attr.size, 0u);
+  EXPECT_EQ(emptied.attr.mtime_ns, kWhen);
+  EXPECT_EQ(emptied.attr.mode, done.attr.mode);
   ASSERT_EQ(::mkdir((dir / "d").c_str(), 0755), 0);
   EXPECT_EQ(error(retry(op(OpKind::kCreate, "d"))), EEXIST);
   EXPECT_EQ(error(op(OpKind::kCreate, "none/f")), ENOENT);

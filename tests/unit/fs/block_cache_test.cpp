@@ -57,6 +57,8 @@ class BlockCacheTest : public ::testing::Test {
         const std::lock_guard lock(mu);
         ++refreshed;
         if (files[node].error == ESTALE && heal) files[node].error = 0;
+        if (files[node].error == ECONNRESET) files[node].error = 0;
+        if (changes_on_refresh) ++files[node].attr.version;
         if (files[node].error == ESTALE && !heal) gone.insert(node);
       }
       done();
@@ -64,6 +66,10 @@ class BlockCacheTest : public ::testing::Test {
     hooks.changed = [this](sync::NodeIndex, const wire::Attr& attr) {
       const std::lock_guard lock(mu);
       shown_change = attr;
+    };
+    hooks.attr = [this](sync::NodeIndex node) {
+      const std::lock_guard lock(mu);
+      return files[node].attr;
     };
     cache = std::make_unique<BlockCache>(link, std::move(hooks), options);
   }
@@ -147,6 +153,7 @@ class BlockCacheTest : public ::testing::Test {
   std::vector<std::pair<api::CallToken, wire::Bytes>> held_calls;
   int refreshed = 0;
   bool heal = true;
+  bool changes_on_refresh = false;
   wire::Attr shown_change;
   BlockCacheOptions options;
   std::unique_ptr<BlockCache> cache;
@@ -302,6 +309,25 @@ TEST_F(BlockCacheTest, AStaleNameIsLookedForOnce) {
   const auto got = read(other, 0, 10);
   ASSERT_TRUE(eventually([&] { return got->done.load(); }));
   EXPECT_EQ(got->error, ESTALE);
+}
+
+TEST_F(BlockCacheTest, ReadsGoOnWithARestartedAgentUnlessTheFileChanged) {
+  start();
+  const auto attr = add(5, 1000);
+  const auto other = add(6, 1000);
+  {
+    const std::lock_guard lock(mu);
+    files[5].error = files[6].error = ECONNRESET;
+  }
+  expect_bytes(attr, 0, 1000);
+  EXPECT_EQ(refreshed, 1);
+  {
+    const std::lock_guard lock(mu);
+    changes_on_refresh = true;
+  }
+  const auto got = read(other, 0, 10);
+  ASSERT_TRUE(eventually([&] { return got->done.load(); }));
+  EXPECT_EQ(got->error, ECONNRESET);
 }
 
 TEST_F(BlockCacheTest, ErrorsAreToldAndTriedAgainLater) {
