@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "client/api/error_code.h"
+#include "client/http/bounded_json.h"
 
 namespace nearbox::http {
 namespace {
@@ -18,7 +19,7 @@ constexpr std::size_t kEnvelopeHead = 5;
 constexpr std::uint8_t kFlagCompressed = 1;
 constexpr std::uint8_t kKnownFlags = 3;
 
-json parse(std::string_view text) { return json::parse(text, nullptr, false); }
+json parse(std::string_view text) { return parse_bounded(text); }
 
 std::string text_of(const json& object, const char* name) {
   const auto it = object.find(name);
@@ -188,7 +189,7 @@ std::optional<api::RemoteEntry> parse_entry(std::string_view text) {
 }
 
 std::optional<std::vector<api::RemoteEntry>> parse_entries(std::string_view text) {
-  const json object = parse(text);
+  const json object = parse_bounded(text, kMaxJsonListElements);
   if (!object.is_object()) return std::nullopt;
   std::vector<api::RemoteEntry> entries;
   const auto it = object.find("entries");

@@ -140,7 +140,9 @@ base::Result<std::size_t> CurlCarrier::read(std::span<std::byte> into, channel::
 
 base::Result<void> CurlCarrier::write(wire::ByteView bytes, channel::Deadline deadline) {
   while (!bytes.empty()) {
-    if (shut_.load()) return base::errno_error(ECONNABORTED, "connection was shut down");
+    // With TCP_NOTSENT_LOWAT the kernel takes a write whole as long as its buffer has room; only
+    // poll(2) tells when little is unsent.
+    if (auto ready = wait(POLLOUT, deadline); !ready) return ready;
     std::size_t sent = 0;
     CURLcode code = CURLE_OK;
     {
@@ -148,11 +150,8 @@ base::Result<void> CurlCarrier::write(wire::ByteView bytes, channel::Deadline de
       code = curl_easy_send(easy_, bytes.data(), std::min(bytes.size(), kCarrierPiece), &sent);
     }
     if (code != CURLE_OK && code != CURLE_AGAIN) return io_error(code, "write to the connection");
-    bytes = bytes.subspan(code == CURLE_OK ? sent : 0);
     // A second try after CURLE_AGAIN has the same bytes, as TLS demands.
-    if (code == CURLE_AGAIN || sent == 0) {
-      if (auto ready = wait(POLLOUT, deadline); !ready) return std::move(ready).error();
-    }
+    bytes = bytes.subspan(code == CURLE_OK ? sent : 0);
   }
   return {};
 }

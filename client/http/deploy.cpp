@@ -13,6 +13,7 @@
 
 #include "client/api/error_code.h"
 #include "client/base/unique_fd.h"
+#include "client/http/bounded_json.h"
 #include "client/http/random.h"
 
 namespace nearbox::http {
@@ -233,7 +234,7 @@ bool may_be_the_directory(const base::Error& error) {
 std::optional<AgentAddress> parse_launch_line(std::string_view output) {
   const auto end = output.find('\n');
   if (end == std::string_view::npos || end > kMaxLaunchOutput) return std::nullopt;
-  const auto object = nlohmann::json::parse(output.substr(0, end), nullptr, false);
+  const auto object = parse_bounded(output.substr(0, end));
   if (!object.is_object()) return std::nullopt;
   const auto port = object.find("port"), token = object.find("token"), build = object.find("build");
   if (port == object.end() || token == object.end() || build == object.end()) return std::nullopt;

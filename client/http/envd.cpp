@@ -166,14 +166,14 @@ base::Error HttpEnvd::refusal(const Response& response, const std::string& subje
 
 base::Result<std::string> HttpEnvd::unary(const std::string& method, const RpcBody& body,
                                           const std::string& subject, Repeat repeat, Deadline deadline,
-                                          const std::stop_token& stop) {
+                                          const std::stop_token& stop, std::size_t max_body) {
   auto text = dump(body.json, subject);
   if (!text) return std::move(text).error();
   Request call = request("POST", "/" + method);
   call.headers.push_back({"Content-Type", "application/json"});
   call.headers.push_back({"Connect-Protocol-Version", "1"});
   call.body = std::move(*text);
-  call.max_body = kMaxListBody;
+  call.max_body = max_body;
   call.repeatable = repeat == Repeat::kYes;
   for (int attempt = 0;; ++attempt) {
     auto response = client_.perform(call, deadline, stop);
@@ -263,7 +263,7 @@ base::Result<void> HttpEnvd::remove(const std::string& path, Deadline deadline, 
 base::Result<std::vector<api::RemoteEntry>> HttpEnvd::list_dir(const std::string& path, std::uint32_t depth,
                                                                Deadline deadline, std::stop_token stop) {
   auto body = unary("filesystem.Filesystem/ListDir", RpcBody{{{"path", path}, {"depth", depth}}}, path,
-                    Repeat::kYes, deadline, stop);
+                    Repeat::kYes, deadline, stop, kMaxListBody);
   if (!body) return std::move(body).error();
   auto entries = parse_entries(*body);
   if (!entries) return broken_answer(route_.base_url);

@@ -9,6 +9,7 @@
 
 namespace nearbox::http {
 
+inline constexpr std::size_t kMaxUnaryBody = 256 * 1024;  // of any other call than ListDir
 inline constexpr std::size_t kMaxListBody = 64 * 1024 * 1024;
 inline constexpr int kKeepaliveSeconds = 20;                 // envd sends an event after so long a silence
 inline constexpr std::chrono::seconds kStreamIdleLimit{75};  // then the stream is taken for dead
@@ -54,7 +55,8 @@ class HttpEnvd final : public api::Envd {
   Request request(std::string method, const std::string& path_and_query) const;
   // The body of a 2xx answer; `subject` is the path an error is about.
   base::Result<std::string> unary(const std::string& method, const RpcBody& body, const std::string& subject,
-                                  Repeat repeat, Deadline deadline, const std::stop_token& stop);
+                                  Repeat repeat, Deadline deadline, const std::stop_token& stop,
+                                  std::size_t max_body = kMaxUnaryBody);
   base::Error refusal(const Response& response, const std::string& subject) const;
 
   HttpClient& client_;

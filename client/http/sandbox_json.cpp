@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "client/api/error_code.h"
+#include "client/http/bounded_json.h"
 
 namespace nearbox::http {
 namespace {
@@ -15,7 +16,7 @@ using nlohmann::json;
 constexpr std::size_t kMaxText = 4096;
 constexpr std::size_t kMaxHostName = 255;
 
-json parse(std::string_view text) { return json::parse(text, nullptr, false); }
+json parse(std::string_view text) { return parse_bounded(text); }
 
 // A text member; "" when it is missing or null, nullopt when it is something else or unusable.
 std::optional<std::string> text_of(const json& object, const char* name) {

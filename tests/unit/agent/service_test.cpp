@@ -362,6 +362,7 @@ TEST_F(AgentTest, ASessionThatIsOverIsNotResumed) {
   auto welcome = greet(second, 1, options.token);
   ASSERT_TRUE(welcome.ok());
   EXPECT_FALSE(welcome->resumed);
+  second.client.reset();
 }
 
 TEST_F(AgentTest, SilentStrangersKeepNobodyOut) {

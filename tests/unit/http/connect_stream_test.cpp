@@ -126,6 +126,23 @@ TEST(Entries, Shapes) {
   EXPECT_FALSE(parse_entries(R"({"entries":[1]})"));
 }
 
+TEST(Entries, JsonWithinItsLimits) {
+  const auto nested = [](std::size_t depth) {
+    return R"({"code":"x","a":)" + std::string(depth, '[') + std::string(depth, ']') + "}";
+  };
+  EXPECT_TRUE(parse_rpc_error(nested(15)));
+  EXPECT_FALSE(parse_rpc_error(nested(16)));
+  EXPECT_FALSE(parse_rpc_error(nested(1'000'000)));
+  const auto many = [](std::size_t count) {
+    std::string text = R"({"code":"x","a":[0)";
+    while (--count > 0) text += ",0";
+    return text + "]}";
+  };
+  EXPECT_TRUE(parse_rpc_error(many(1000)));
+  EXPECT_FALSE(parse_rpc_error(many(300'000)));
+  EXPECT_TRUE(parse_entries(many(300'000)));
+}
+
 TEST(Base64, RoundTrip) {
   for (const std::string& text : {""s, "a"s, "ab"s, "abc"s, "\0\xff\x80"s, std::string(100'000, 'x')}) {
     EXPECT_EQ(base64_decode(base64_encode(text)), text);
