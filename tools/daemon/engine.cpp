@@ -135,7 +135,7 @@ struct Engine::Impl {
 
   base::Timers timers;
   UpWatch up;
-  bool reached = false;  // the dialer thread's: a connection was made before
+  bool reached = false;              // the dialer thread's: a connection was made before
   std::atomic<bool> shaking{false};  // the control or bulk connection that was dialled last shakes hands
   std::unique_ptr<channel::Link> link;
   sync::EventStream events;
