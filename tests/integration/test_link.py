@@ -73,6 +73,15 @@ class Link(nbtest.Case):
         self.assertEqual(self.nb("exec", self.id, "--", "cat", "f3").stdout, b"three\n")
         self.nb("unmount", self.mnt)
 
+    def test_the_agent_stays_off_the_network(self):
+        """Sandboxes of the embedded server share this machine's network: the agent is on loopback alone."""
+        self.nb("exec", self.id, "--", "true")
+        log = next(self.home.glob("state/nearbox/daemons/*/log")).read_text()
+        port = int(log.rsplit("agent_found port=", 1)[1].split()[0])
+        with open("/proc/net/tcp", encoding="ascii") as f:
+            local = [line.split()[1] for line in f if line.split()[3] == "0A"]
+        self.assertEqual([a for a in local if a.endswith(f":{port:04X}")], [f"0100007F:{port:04X}"])
+
     def test_via_envd(self):
         done = self.nb("exec", "--via", "envd", self.id, "--", "sh", "-c", "printf out; printf err >&2; exit 3", code=3)
         self.assertEqual((done.stdout, done.stderr), (b"out", b"err"))

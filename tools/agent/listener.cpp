@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/agent/listener.h"
 
+#include <arpa/inet.h>
+#include <cstdlib>
 #include <cstring>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -34,6 +36,13 @@ base::Result<std::unique_ptr<Listener>> Listener::tcp(std::uint16_t port, base::
   struct sockaddr_in address {};
   address.sin_family = AF_INET;
   address.sin_port = htons(port);
+  // On E2B the proxy reaches the sandbox's own address. Where a sandbox shares its host's network (the
+  // embedded server), the variable keeps the port off the host's other interfaces.
+  if (const char* given = std::getenv("NEARBOX_AGENT_BIND"); given != nullptr && *given != '\0') {
+    if (::inet_pton(AF_INET, given, &address.sin_addr) != 1) {
+      return base::errno_error(EINVAL, "NEARBOX_AGENT_BIND is no IPv4 address");
+    }
+  }
   if (::bind(socket.get(), generic(address), sizeof address) != 0) return base::last_errno("bind");
   if (::listen(socket.get(), kBacklog) != 0) return base::last_errno("listen");
   socklen_t size = sizeof address;

@@ -74,6 +74,7 @@ std::vector<std::string> environment_of(const EnvdContext& context, const User& 
   all["USER"] = user.name;
   all["LOGNAME"] = user.name;
   all["E2B_SANDBOX"] = "true";
+  all["NEARBOX_AGENT_BIND"] = "127.0.0.1";  // the network is this machine's: its agents stay off it
   all["E2B_SANDBOX_ID"] = context.config.id;
   all["E2B_TEMPLATE_ID"] = context.config.template_id;
   for (const auto& [name, value] : context.config.envs) all[name] = value;
