@@ -199,6 +199,7 @@ void LinkCore::take_back_calls(const ConnectionPtr& connection) {
   std::vector<CallPtr> calls;
   {
     base::MutexLock lock(mu_);
+    std::size_t owed = 0;  // counted here: the analysis does not look into a function object
     std::erase_if(wires_, [&](const auto& entry) {
       const Wire& wire = entry.second;
       if (wire.connection != connection.get()) return false;
@@ -210,10 +211,11 @@ void LinkCore::take_back_calls(const ConnectionPtr& connection) {
                                 : std::min<std::uint64_t>(wire.call->options.credit, wire::kMaxCredit);
         calls.push_back(wire.call);
       } else {
-        --ends_owed_;
+        ++owed;
       }
       return true;
     });
+    ends_owed_ -= owed;
   }
   std::sort(calls.begin(), calls.end(), [](const auto& a, const auto& b) { return a->token < b->token; });
   for (const auto& call : calls) {
