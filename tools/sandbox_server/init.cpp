@@ -113,6 +113,32 @@ void signal_all(IsolationMode mode, int signal) {
   }
 }
 
+// The state letter of a process; 'X' when it is gone. Source: proc(5), /proc/pid/stat.
+char state_of(pid_t pid) {
+  const base::UniqueFd fd(::open(("/proc/" + std::to_string(pid) + "/stat").c_str(), O_RDONLY | O_CLOEXEC));
+  std::string text(1024, '\0');
+  const auto got = fd ? ::read(fd.get(), text.data(), text.size()) : -1;
+  if (got <= 0) return 'X';
+  text.resize(static_cast<std::size_t>(got));
+  const auto name_end = text.rfind(')');
+  return name_end == std::string::npos || name_end + 2 >= text.size() ? 'X' : text[name_end + 2];
+}
+
+// Until every process has taken its SIGSTOP: sending it only marks them. One that sleeps in the kernel
+// without heeding signals stops later, hence the limit.
+void await_stopped() {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+  constexpr std::string_view kStill = "TtZXx";
+  while (std::chrono::steady_clock::now() < deadline) {
+    const auto below = descendants_of(::getpid());
+    const bool still = std::all_of(below.begin(), below.end(), [&](pid_t pid) {
+      return kStill.find(state_of(pid)) != std::string_view::npos;
+    });
+    if (still) return;
+    (void)::poll(nullptr, 0, 1);
+  }
+}
+
 // Without a pid namespace nothing ends the processes for us: as their reaper we get each orphan, so
 // that killing round by round ends them all.
 void kill_descendants() {
@@ -195,6 +221,7 @@ bool obey(IsolationMode mode, EnvdKeeper& envd) {
   if (text == kFreeze) {
     envd.freeze(true);
     signal_all(mode, SIGSTOP);
+    await_stopped();
   }
   if (text == kThaw) {
     envd.freeze(false);

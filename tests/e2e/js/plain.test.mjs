@@ -48,7 +48,7 @@ test('pause, resume and kill reach detached processes', async () => {
       return 0
     }
   }
-  await until(() => size() > 0, 'ticks')
+  await until(() => size() > 0 && running('4343.75').length === 1, 'both processes')
   await sandbox.pause()
   const [pid] = running('4343.75')
   assert.match(readFileSync(`/proc/${pid}/stat`, 'utf8'), /\) T /)
@@ -59,12 +59,12 @@ test('pause, resume and kill reach detached processes', async () => {
   assert.deepEqual(running('4343.75'), [])
 })
 
-test('a killed server leaves no process', async () => {
+test('a killed server leaves no process', async (t) => {
   const other = await startServer({ args: ['--plain'] })
+  t.after(() => other.stop())
   const sandbox = await Sandbox.create({ apiUrl: other.apiUrl, sandboxUrl: other.sandboxUrl, apiKey: other.key })
   await sandbox.commands.run('setsid sleep 4343.5 </dev/null >/dev/null 2>&1 &')
-  assert.equal(running('4343.5').length, 1)
+  await until(() => running('4343.5').length === 1, 'the detached process')
   await other.kill9()
   await until(() => running('4343.5').length === 0, 'the end')
-  await other.stop()
 })

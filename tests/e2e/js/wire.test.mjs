@@ -348,14 +348,15 @@ test('killing a sandbox ends its detached processes and frees its files', async 
         return false
       }
     })
-  assert.ok(sleeping().length > 0)
+  await until(() => sleeping().length > 0, 'the detached process')
   assert.equal((await api('DELETE', `/sandboxes/${made.body.sandboxID}`)).status, 204)
   assert.deepEqual(sleeping(), [])
   await until(() => !readdirSync(`${server.data}/trash`).length, 'the files to go')
 })
 
-test('a killed server leaves no process; the next one cleans up', async () => {
+test('a killed server leaves no process; the next one cleans up', async (t) => {
   const second = await startServer()
+  t.after(() => second.stop())
   const reply = await fetch(`${second.apiUrl}/sandboxes`, {
     method: 'POST',
     headers: { 'X-API-Key': second.key },
@@ -375,13 +376,13 @@ test('a killed server leaves no process; the next one cleans up', async () => {
   third.stderr.on('data', (data) => {
     said += data
   })
+  t.after(() => third.kill('SIGTERM'))
   await once(third.stdout, 'data')
   assert.equal(existsSync(`${second.data}/sandboxes/${sandboxID}`), false)
   assert.match(said, /removed what ended sandboxes had left/)
   third.kill('SIGTERM')
   const [code] = await once(third, 'exit')
   assert.equal(code, 0)
-  await second.stop()
 })
 
 // The numbers of a process and of all below it.
