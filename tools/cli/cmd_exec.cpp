@@ -233,7 +233,7 @@ int run_exec(App& app, const ExecArgs& args) {
                                   {"stdin", stdin_open},
                                   {"background", args.detach},
                                   {"ring_bytes", args.ring_bytes},
-                                  {"timeout_ms", args.timeout_s * 1000}};
+                                  {"timeout_ms", milliseconds_left(deadline)}};
   // Arguments are bytes; JSON is UTF-8: what is none is refused rather than changed.
   std::string text;
   try {
@@ -245,7 +245,7 @@ int run_exec(App& app, const ExecArgs& args) {
   if (auto sent = opened->connection->write(daemon::ControlType::kJson, text, deadline); !sent) {
     return fail_exec(app, sent.error());
   }
-  auto first = opened->connection->read_json(deadline + 30s);
+  auto first = opened->connection->read_json(deadline + 10s);
   if (!first) return fail_exec(app, first.error());
   if (const auto error = first->find("error"); error != first->end())
     return fail_exec(app, daemon::error_from(*error));

@@ -61,7 +61,7 @@ int run_mount(App& app, const MountArgs& args) {
                                   {"allow_other", args.allow_other},
                                   {"read_only", args.read_only},
                                   {"nonempty", args.nonempty},
-                                  {"timeout_ms", args.timeout_s * 1000}};
+                                  {"timeout_ms", milliseconds_left(deadline)}};
   auto answer = daemon::request(*opened->connection, message, deadline + 5s);
   if (!answer) return fail(app, answer.error());
   if (app.json) {

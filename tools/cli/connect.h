@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -22,5 +25,12 @@ base::Result<api::Config> config_of(const App& app);
 
 // From the words of the user to a running daemon for that sandbox.
 base::Result<OpenedDaemon> open_daemon(const App& app, const std::string& target, daemon::Deadline deadline);
+
+// What is left until `deadline`, as the daemon's requests carry it: at least 1 ms.
+inline std::int64_t milliseconds_left(daemon::Deadline deadline) {
+  const auto left =
+      std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+  return std::max<std::int64_t>(left.count(), 1);
+}
 
 }  // namespace nearbox::cli

@@ -199,7 +199,7 @@ void Daemon::answer(ControlConnection& connection, const nlohmann::json& message
       return;
     }
     ExecSession session(engine_->link(), connection, log_);
-    session.run(message, [this] { engine_->settle(Clock::now() + 30s); });
+    session.run(message, deadline, [this] { engine_->settle(Clock::now() + 30s); });
     return;
   }
   auto result = handle(op, message, deadline);

@@ -23,7 +23,6 @@ using Clock = std::chrono::steady_clock;
 constexpr std::uint32_t kWindow = 512 * 1024;
 constexpr std::size_t kInputPiece = 64 * 1024;
 constexpr std::size_t kInputWindow = 256 * 1024;
-constexpr auto kStartDeadline = 30s;
 constexpr auto kClientWrite = 24h;  // a stopped terminal stops the command, as it does locally
 constexpr auto kHangupGrace = 5s;
 constexpr auto kNoticeDeadline = 60s;     // a signal waits this long for a link that is down
@@ -440,7 +439,7 @@ void ExecSession::Impl::hang_up() {
   send(SIGKILL);
 }
 
-void ExecSession::run(const nlohmann::json& request, const SettleFn& settle) {
+void ExecSession::run(const nlohmann::json& request, Deadline deadline, const SettleFn& settle) {
   auto& impl = *impl_;
   wire::ProcStart start;
   start.proc = impl.proc = random_id();
@@ -459,8 +458,12 @@ void ExecSession::run(const nlohmann::json& request, const SettleFn& settle) {
     (void)impl.client.write_json({{"error", error_object(error)}}, Clock::now() + 5s);
     return;
   }
-  auto started = sync_call<wire::ProcReply>(impl.link, wire::Method::kProcStart, start,
-                                            Clock::now() + kStartDeadline, Resend::kYes);
+  auto started =
+      sync_call<wire::ProcReply>(impl.link, wire::Method::kProcStart, start, deadline, Resend::kYes);
+  if (!started && started.error().as_errno() == ETIMEDOUT) {
+    // What the client is told has failed must not run behind its back.
+    impl.notify(impl_, wire::Method::kProcSignal, wire::encode(wire::ProcSignal{start.proc, SIGKILL, true}));
+  }
   if (!started && started.error().as_errno() == ESTALE) {
     const auto error =
         api::make_error(api::ErrorCode::kInternal,

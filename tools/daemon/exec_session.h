@@ -20,7 +20,7 @@ namespace nearbox::daemon {
 //
 // Threads: run() occupies the client's thread until the command ended or the client went; it owns a
 //          second thread that writes output to the client. A slow client slows the command (credit).
-// Bounds:  kWindow bytes of output under way; 64 KiB of input.
+// Bounds:  kWindow bytes of output under way, kInputWindow of input.
 // When the client goes before the command ended, a foreground command gets HUP, and KILL 5 s later.
 class ExecSession {
  public:
@@ -29,7 +29,8 @@ class ExecSession {
 
   ExecSession(api::AgentLink& link, ControlConnection& client, base::Logger& log);
   ~ExecSession();
-  void run(const nlohmann::json& request, const SettleFn& settle);
+  // Deadline: for the start; a command that was not started by then is not started later.
+  void run(const nlohmann::json& request, Deadline deadline, const SettleFn& settle);
 
  private:
   struct Impl;

@@ -64,7 +64,7 @@ class ExecSessionTest : public ::testing::Test {
   void start() {
     runner = std::jthread([this] {
       ExecSession session(link, *served, log);
-      session.run({{"argv", {"cat"}}, {"stdin", true}}, [] {});
+      session.run({{"argv", {"cat"}}, {"stdin", true}}, soon(), [] {});
     });
     const auto started = client->read_json(soon());
     ASSERT_TRUE(started && started->contains("started"));
