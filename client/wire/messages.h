@@ -138,6 +138,8 @@ enum class Method : std::uint16_t {
   kProcResize = 15,  // ProcResize → End {}
   kProcList = 16,    // {} → End ProcListReply
   kReadLink = 17,    // PathCall → End BytesReply
+  kWatch = 18,       // Watch → End WatchReply (changes.h); once more: another WatchReply, the same watch
+  kBarrier = 19,     // Barrier → End BarrierReply
   // notes
   kApply = 32,         // Apply: operations; each is acknowledged by an Event
   kConfirm = 33,       // Confirm: events up to seq are durable here, forget them; new nonce
@@ -501,6 +503,8 @@ NEARBOX_FIELDS(Apply)
 enum class EventKind : std::uint8_t {
   kOpDone = 1,    // OpDone
   kProcExit = 2,  // ProcExit
+  kChanged = 3,   // Changed (changes.h)
+  kLost = 4,      // Lost
 };
 
 // `seq` is dense within one agent instance and session, from 1. The agent keeps events until they

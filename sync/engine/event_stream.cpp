@@ -269,6 +269,9 @@ bool EventStream::Impl::deliver_one(const wire::Event& event) {
       if (body && proc_exit) proc_exit(*body);
       return body.has_value();
     }
+    case wire::EventKind::kChanged:
+    case wire::EventKind::kLost:
+      return true;  // not asked for: nothing watches
   }
   return true;  // of a newer agent: not for us
 }

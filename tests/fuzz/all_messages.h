@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <tuple>
 
+#include "client/wire/changes.h"
 #include "client/wire/messages.h"
 
 namespace nearbox::test {
@@ -18,7 +19,8 @@ using AllMessages =
                wire::OpDone, wire::ProcExit, wire::Subscribe, wire::Confirm, wire::OrphanForget,
                wire::ProcStart, wire::ProcReply, wire::ProcAttach, wire::ProcOutput, wire::ProcInput,
                wire::ProcInputReply, wire::ProcSignal, wire::ProcResize, wire::ProcConsumed, wire::ProcForget,
-               wire::ProcInfo, wire::ProcListReply>;
+               wire::ProcInfo, wire::ProcListReply, wire::Watch, wire::WatchReply, wire::Barrier,
+               wire::BarrierReply, wire::NameState, wire::Changed, wire::Lost>;
 
 // Calls fn.template operator()<M>(index) for each of them.
 template <class F, std::size_t... I>

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "client/wire/messages.h"
+
+// What the agent's watcher tells of a sandbox's tree. Events of the kernel are hints to look; what
+// travels is the state that was seen when looking, so that a state may be told twice or be newer
+// than the change that led to it, and the last one told of a name or a node holds.
+namespace nearbox::wire {
+
+// Watching the tree below a root for this session: kWatch. From `seq` on, whatever changes there is
+// told by kChanged and kLost events. A walk (kTree) begun after the answer misses nothing.
+struct Watch {
+  std::uint32_t root = 0;
+};
+template <class Ar, class M>
+void Watch_fields(Ar& ar, M& m) {
+  ar.num(m.root);
+}
+NEARBOX_FIELDS(Watch)
+
+enum class WatchKind : std::uint8_t {
+  kNone = 0,      // nothing is watched: `error` says why; the client scans
+  kFanotify = 1,  // the file system as a whole
+  kInotify = 2,   // directory by directory
+};
+
+struct WatchReply {
+  WatchKind kind = WatchKind::kNone;
+  std::int32_t error = 0;         // ENOSPC: the limit of inotify watches
+  std::uint64_t seq = 0;          // the newest event when the watch began
+  std::uint64_t directories = 0;  // watched one by one (kInotify)
+};
+template <class Ar, class M>
+void WatchReply_fields(Ar& ar, M& m) {
+  ar.num(m.kind), ar.num(m.error), ar.num(m.seq), ar.num(m.directories);
+}
+NEARBOX_FIELDS(WatchReply)
+
+// kBarrier: whatever happened below the root before the call is told in events up to `seq`.
+struct Barrier {
+  std::uint32_t root = 0;
+};
+template <class Ar, class M>
+void Barrier_fields(Ar& ar, M& m) {
+  ar.num(m.root);
+}
+NEARBOX_FIELDS(Barrier)
+
+struct BarrierReply {
+  std::uint64_t seq = 0;
+};
+template <class Ar, class M>
+void BarrierReply_fields(Ar& ar, M& m) {
+  ar.num(m.seq);
+}
+NEARBOX_FIELDS(BarrierReply)
+
+enum NameFlags : std::uint8_t {
+  kNameFresh = 1,   // a directory whose whole listing follows in states of this event and the next ones,
+                    // begun empty: whatever the client had below the node is forgotten
+  kNameListed = 2,  // a directory whose listing, begun by kNameFresh, is complete now
+};
+
+// One name as it is now. `attr.version` other than what the client had means other content, whatever
+// the rest of the attributes says. An empty name speaks of `dir` itself (its own attributes).
+struct NameState {
+  NodeId dir{};
+  std::string name;
+  std::uint8_t flags = 0;
+  Attr attr;           // zero ino: there is no such name
+  std::string target;  // of a symlink
+};
+template <class Ar, class M>
+void NameState_fields(Ar& ar, M& m) {
+  fields(ar, m.dir), ar.bytes(m.name, kMaxName), ar.num(m.flags);
+  fields(ar, m.attr), ar.bytes(m.target, kMaxPath);
+}
+NEARBOX_FIELDS(NameState)
+
+inline constexpr std::size_t kMaxNameStates = 1024;  // in one event; kMaxEventBytes bounds them too
+
+// Event body of kChanged. Names that exist come before names that are gone, so that what was moved
+// is found at its new place before it loses the old one.
+struct Changed {
+  std::uint32_t root = 0;
+  std::vector<NameState> states;
+};
+template <class Ar, class M>
+void Changed_fields(Ar& ar, M& m) {
+  ar.num(m.root), ar.list(m.states, kMaxNameStates);
+}
+NEARBOX_FIELDS(Changed)
+
+// Event body of kLost: the agent no longer knows what changed there (overflow, a watch that could not
+// be set, a storm): the client reads it again. Content of files there may have changed whatever their
+// attributes say when `content` is set.
+struct Lost {
+  std::uint32_t root = 0;
+  std::string path;  // of a directory
+  bool recursive = true;
+  bool content = false;
+};
+template <class Ar, class M>
+void Lost_fields(Ar& ar, M& m) {
+  ar.num(m.root), ar.bytes(m.path, kMaxPath), ar.num(m.recursive), ar.num(m.content);
+}
+NEARBOX_FIELDS(Lost)
+
+}  // namespace nearbox::wire
