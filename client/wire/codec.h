@@ -231,4 +231,15 @@ std::optional<M> decode(ByteView in) {
   return message;
 }
 
+// The two overloads of fields() for a message whose members Type_fields() lists.
+#define NEARBOX_FIELDS(Type)           \
+  template <class Ar>                  \
+  void fields(Ar& ar, Type& m) {       \
+    Type##_fields(ar, m);              \
+  }                                    \
+  template <class Ar>                  \
+  void fields(Ar& ar, const Type& m) { \
+    Type##_fields(ar, m);              \
+  }
+
 }  // namespace nearbox::wire

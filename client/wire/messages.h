@@ -50,16 +50,6 @@ void header_fields(Ar& ar, M& m) {
   ar.num(m.length), ar.num(m.type), ar.num(m.flags), ar.num(m.code), ar.num(m.call_id);
 }
 
-#define NEARBOX_FIELDS(Type)           \
-  template <class Ar>                  \
-  void fields(Ar& ar, Type& m) {       \
-    Type##_fields(ar, m);              \
-  }                                    \
-  template <class Ar>                  \
-  void fields(Ar& ar, const Type& m) { \
-    Type##_fields(ar, m);              \
-  }
-
 // ---- connection -----------------------------------------------------------------------------
 
 inline constexpr std::uint64_t kHelloMagic = 0x31584f425241454eULL;  // "NEARBOX1"
@@ -728,7 +718,5 @@ void ProcListReply_fields(Ar& ar, M& m) {
   ar.list(m.procs, kMaxProcs);
 }
 NEARBOX_FIELDS(ProcListReply)
-
-#undef NEARBOX_FIELDS
 
 }  // namespace nearbox::wire
