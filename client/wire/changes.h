@@ -62,11 +62,18 @@ NEARBOX_FIELDS(BarrierReply)
 enum NameFlags : std::uint8_t {
   kNameFresh = 1,   // a directory whose whole listing follows in states of this event and the next ones,
                     // begun empty: whatever the client had below the node is forgotten
-  kNameListed = 2,  // a directory whose listing, begun by kNameFresh, is complete now
+  kNameListed = 2,  // the listing of the directory `dir` (empty name), begun by kNameFresh, is complete;
+                    // a kLost event may take its place
 };
 
-// One name as it is now. `attr.version` other than what the client had means other content, whatever
-// the rest of the attributes says. An empty name speaks of `dir` itself (its own attributes).
+// One name as it is now. `attr.version` above what the client had means other content, whatever the
+// rest of the attributes says; versions of a node only grow.
+//
+// An empty name speaks of the node `dir` itself, of whatever type and under whatever names: its own
+// attributes, or with zero ino that it is gone (a root that was removed). Nodes and directories that
+// the client does not know are none of its business, with one exception: a directory that comes with
+// a name and without kNameFresh, and that the client does not know, is to be read with kTree (it was
+// moved within the root before the agent came to look at where it was made).
 struct NameState {
   NodeId dir{};
   std::string name;

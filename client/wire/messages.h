@@ -154,7 +154,8 @@ struct Attr {
   std::uint64_t blocks = 0;   // 512-byte units
   std::int64_t mtime_ns = 0;  // since the epoch, as are all times
   std::int64_t ctime_ns = 0;
-  std::uint64_t version = 0;  // the agent's change counter for this node; 0: not tracked yet
+  std::uint64_t version = 0;  // the agent's change counter for this node; 0: nothing is watched.
+                              // Beside bytes: as it was before the first of them was read
   bool operator==(const Attr&) const = default;
 };
 template <class Ar, class M>
