@@ -250,6 +250,16 @@ void BlockCache::Impl::wrote(const wire::Attr& before, const wire::Attr& after, 
   tidy_locked(file);
 }
 
+void BlockCache::Impl::forget() {
+  MutexLock lock(mu_);
+  std::vector<FilePtr> all;
+  for (auto& [id, file] : files_) all.push_back(file);
+  for (const auto& file : all) {
+    renew_locked(*file, file->stamp);
+    tidy_locked(file);
+  }
+}
+
 BlockCacheStats BlockCache::Impl::stats() const {
   MutexLock lock(mu_);
   BlockCacheStats stats = stats_;
@@ -290,6 +300,7 @@ void BlockCache::wrote(const wire::Attr& before, const wire::Attr& after, std::u
                        std::uint64_t length) {
   impl_->wrote(before, after, offset, length);
 }
+void BlockCache::forget() { impl_->forget(); }
 BlockCacheStats BlockCache::stats() const { return impl_->stats(); }
 void BlockCache::close() { impl_->close(); }
 

@@ -83,6 +83,9 @@ class BlockCache {
   // An own write took the file from `before` to `after`: what it did not touch stays cached when the
   // agent's change counter shows that nobody else wrote.
   void wrote(const wire::Attr& before, const wire::Attr& after, std::uint64_t offset, std::uint64_t length);
+  // Nothing that is here, or on the way, is to be believed by reads from now on: another agent counts
+  // otherwise.
+  void forget();
   BlockCacheStats stats() const;
   void close();
 

@@ -98,6 +98,7 @@ class BlockCache::Impl : public std::enable_shared_from_this<BlockCache::Impl> {
   void read(sync::NodeIndex node, const wire::Attr& attr, std::uint64_t offset, std::size_t length,
             Done done);
   void wrote(const wire::Attr& before, const wire::Attr& after, std::uint64_t offset, std::uint64_t length);
+  void forget();
   BlockCacheStats stats() const;
   void close();
 

@@ -22,7 +22,8 @@ std::string parent_of(const std::string& path) {
 
 // The agent's answers for a name and for its directory, brought into the mirror.
 void take_stat(sync::TreeStore& tree, const std::string& path, const wire::StatResult& result,
-               const wire::StatResult& directory, bool may_remove) {
+               const wire::StatResult& directory, bool may_remove,
+               const sync::TreeStore::Question& question) {
   const auto slash = path.rfind('/');
   const std::string name = slash == std::string::npos ? path : path.substr(slash + 1);
   if (directory.error != 0) return;  // it moved: a delta or a rescan says where
@@ -31,13 +32,14 @@ void take_stat(sync::TreeStore& tree, const std::string& path, const wire::StatR
     if (parent == sync::kNoNode) return;
     const auto there = mirror.attr(parent);
     if (!same(directory.attr, {there.dev, there.ino})) return;
+    if (tree.told_since(question, {there.dev, there.ino}, name)) return;
     const auto child = mirror.lookup(parent, name);
     if (result.error == ENOENT) {
       if (child != sync::kNoNode && may_remove) mirror.unlink(parent, name, changes);
     } else if (result.error == 0) {
       const wire::NodeId id{result.attr.dev, result.attr.ino};
       if (child != sync::kNoNode && same(mirror.attr(child), id)) {
-        mirror.set_attr(child, result.attr, changes);
+        if (!tree.told_since(question, id)) mirror.set_attr(child, result.attr, changes);
       } else if (may_remove) {
         mirror.link(parent, name, result.attr, result.target, changes);
       }
@@ -76,11 +78,11 @@ void refresh(sync::TreeStore& tree, api::AgentLink& link, const DirRenames& rena
   message.paths = {*path, parent_of(*path)};
   ask<wire::StatManyReply>(link, wire::Method::kStatMany, message,
                            std::chrono::steady_clock::now() + kRefreshDeadline,
-                           [&tree, &renames, epoch, quiet, path = std::move(*path), done = std::move(done)](
-                               int error, wire::StatManyReply&& reply) {
+                           [&tree, &renames, epoch, quiet, path = std::move(*path), done = std::move(done),
+                            question = tree.ask_outside()](int error, wire::StatManyReply&& reply) {
                              if (error == 0 && reply.results.size() == 2) {
                                const bool may_remove = quiet && renames.quiet_since(epoch);
-                               take_stat(tree, path, reply.results[0], reply.results[1], may_remove);
+                               take_stat(tree, path, reply.results[0], reply.results[1], may_remove, *question);
                              }
                              done();
                            });
@@ -96,7 +98,11 @@ BlockCacheHooks tree_hooks(sync::TreeStore& tree, api::AgentLink& link, OpLog& l
   };
   hooks.changed = [&tree](sync::NodeIndex node, const wire::Attr& attr) {
     tree.write([&](sync::Mirror& mirror, sync::Changes& changes) {
-      if (same(mirror.attr(node), {attr.dev, attr.ino})) mirror.set_attr(node, attr, changes);
+      const auto have = mirror.attr(node);
+      if (!same(have, {attr.dev, attr.ino})) return;
+      // With a counter, a state not above what is known is older than what an event told, or the same.
+      const bool counted = have.version != 0 && attr.version != 0;
+      if (!counted || attr.version > have.version) mirror.set_attr(node, attr, changes);
     });
   };
   hooks.attr = [&tree](sync::NodeIndex node) {

@@ -44,7 +44,7 @@ bool Session::fill_op(wire::Op& op, Ino ino, NodeIndex& node, wire::Attr& attr) 
 
 // ---- reading
 
-void Session::read(Request request, Ino ino, std::size_t size, std::uint64_t offset) {
+void Session::read(Request request, Ino ino, std::size_t size, std::uint64_t offset, bool proved) {
   const NodeIndex node = inodes_.node(ino);
   if (node == kNoNode) {
     request.error(ESTALE);
@@ -55,6 +55,10 @@ void Session::read(Request request, Ino ino, std::size_t size, std::uint64_t off
     request.error(EISDIR);
     return;
   }
+  const auto again = [self = shared_from_this(), ino, size, offset](Request waiting) {
+    self->read(std::move(waiting), ino, size, offset, true);
+  };
+  if (!proved && prove_first(request, node, again)) return;
   const auto id = park(std::move(request), ino);
   if (id == 0) return;
   services_.cache.read(node, attr, offset, size, [self = shared_from_this(), id](BlockCache::Data&& data) {
@@ -112,6 +116,8 @@ void Session::write(Request request, Ino ino, wire::Bytes data, std::uint64_t of
     const auto end = std::max(seen->before.size, at + done.written);
     // Not what this kernel believes: somebody else wrote too, or the append landed elsewhere.
     seen->foreign = at != offset || done.attr.size != end;
+    // The agent counts every change of any file: one step is this write and nothing else.
+    if (seen->before.version != 0 && done.attr.version != seen->before.version + 1) seen->foreign = true;
     mirror.set_attr(node, done.attr, changes);
     seen->after = done.attr;
   };
@@ -282,6 +288,7 @@ void Session::setattr(Request request, Ino ino, const struct stat& st, int to_se
     auto before = mirror.attr(node);
     if (!is(done.attr, id) || !is(before, id)) return;
     if (i < cuts) before.size = size;
+    if (i < cuts && done.attr.version == before.version + 1) before.version = done.attr.version;
     if (i < cuts || sets_time) before.mtime_ns = done.attr.mtime_ns;  // of our making
     note_foreign(node, before, done.attr);
     mirror.set_attr(node, done.attr, changes);

@@ -22,8 +22,10 @@ constexpr std::uint64_t kFirstCookie = 2;         // offsets 1 and 2 follow "." 
 
 // ---- lookup
 
-Session::Look Session::look(Ino parent, const std::string& name, fuse_entry_param& entry, int& error,
-                            NodeIndex& dir) {
+// `proved`: the directory was listed again for this request, so that it may be shown even if it is in
+// doubt once more.
+Session::Look Session::look(Ino parent, const std::string& name, bool proved, fuse_entry_param& entry,
+                            int& error, NodeIndex& dir) {
   dir = inodes_.node(parent);
   if (dir == kNoNode) {
     error = ESTALE;
@@ -31,9 +33,12 @@ Session::Look Session::look(Ino parent, const std::string& name, fuse_entry_para
   }
   const auto decide = [&](const sync::Mirror& mirror, NodeIndex& child) {
     child = mirror.lookup(dir, name);
+    const auto listing = mirror.listing(dir);
+    if (listing == Listing::kStale && !proved) return Look::kWant;
     if (child != kNoNode) return Look::kEntry;
-    switch (mirror.listing(dir)) {
+    switch (listing) {
       case Listing::kComplete:
+      case Listing::kStale:
         return Look::kNegative;
       case Listing::kFailed:
         error = mirror.error(dir) != 0 ? mirror.error(dir) : EIO;
@@ -64,12 +69,12 @@ Session::Look Session::look(Ino parent, const std::string& name, fuse_entry_para
   });
 }
 
-// True when the request was answered. `last`: answer ENOENT rather than wait for a listing again.
-bool Session::answer_lookup(Request& request, Ino parent, const std::string& name, bool last) {
+// True when the request was answered; else its directory is to be listed first.
+bool Session::answer_lookup(Request& request, Ino parent, const std::string& name, bool proved) {
   fuse_entry_param entry{};
   int error = 0;
   NodeIndex dir = kNoNode;
-  switch (look(parent, name, entry, error, dir)) {
+  switch (look(parent, name, proved, entry, error, dir)) {
     case Look::kEntry:
       if (!request.entry(entry)) drop_ref(entry.ino);
       return true;
@@ -82,8 +87,7 @@ bool Session::answer_lookup(Request& request, Ino parent, const std::string& nam
       request.error(error);
       return true;
     case Look::kWant:
-      if (last) request.error(ENOENT);
-      return last;
+      break;
   }
   return false;
 }
@@ -93,20 +97,46 @@ void Session::lookup(Request request, Ino parent, std::string name) {
     request.error(ENAMETOOLONG);
     return;
   }
-  if (answer_lookup(request, parent, name, false)) return;
+  if (!answer_lookup(request, parent, name, false)) {
+    wait_lookup(std::move(request), parent, name, deadline());
+  }
+}
+
+void Session::wait_lookup(Request request, Ino parent, const std::string& name, Clock::time_point until) {
   const NodeIndex dir = inodes_.node(parent);
-  const auto until = deadline();
-  const auto id = park(std::move(request), parent);
+  const auto id = park_until(std::move(request), until, parent);
   if (id == 0) return;
-  services_.tree.want(dir, until, [self = shared_from_this(), id, parent, name = std::move(name)](int error) {
+  services_.tree.want(dir, until, [self = shared_from_this(), id, parent, name, until](int error) {
     auto waiting = self->parked_.take(id);
     if (!waiting) return;
     if (error != 0) {
       waiting->error(error);
-    } else {
-      self->answer_lookup(*waiting, parent, name, true);
+    } else if (!self->answer_lookup(*waiting, parent, name, true)) {
+      self->wait_lookup(std::move(*waiting), parent, name, until);  // listed, and being listed anew
     }
   });
+}
+
+bool Session::prove_first(Request& request, NodeIndex node, std::function<void(Request)> then) {
+  const auto dir = services_.tree.read([&](const sync::Mirror& mirror) { return mirror.prover(node); });
+  return dir != kNoNode && wait_proof(request, dir, std::move(then));
+}
+
+// Parks the request until the directory is listed.
+bool Session::wait_proof(Request& request, NodeIndex dir, std::function<void(Request)> then) {
+  const auto until = deadline();
+  const auto id = park_until(std::move(request), until);
+  if (id == 0) return true;
+  services_.tree.want(dir, until, [self = shared_from_this(), id, then = std::move(then)](int error) {
+    auto waiting = self->parked_.take(id);
+    if (!waiting) return;
+    if (error != 0 && error != ENOENT) {
+      waiting->error(error);
+    } else {
+      then(std::move(*waiting));
+    }
+  });
+  return true;
 }
 
 // After an operation: the entry of the node that has `attr`'s identity.
@@ -126,22 +156,30 @@ void Session::answer_entry(Request request, const wire::Attr& attr, const fuse_f
   if (!taken) drop_ref(entry.ino);
 }
 
-void Session::getattr(Request request, Ino ino) {
+void Session::getattr(Request request, Ino ino, bool proved) {
   const NodeIndex node = inodes_.node(ino);
   if (node == kNoNode) {
     request.error(ESTALE);
     return;
   }
+  const auto again = [self = shared_from_this(), ino](Request waiting) {
+    self->getattr(std::move(waiting), ino, true);
+  };
+  if (!proved && prove_first(request, node, again)) return;
   const auto st = services_.tree.read([&](const sync::Mirror& mirror) { return show(mirror, node); });
   request.attr(st, kForever);
 }
 
-void Session::readlink(Request request, Ino ino) {
+void Session::readlink(Request request, Ino ino, bool proved) {
   const NodeIndex node = inodes_.node(ino);
   if (node == kNoNode) {
     request.error(ESTALE);
     return;
   }
+  const auto again = [self = shared_from_this(), ino](Request waiting) {
+    self->readlink(std::move(waiting), ino, true);
+  };
+  if (!proved && prove_first(request, node, again)) return;
   const auto view = services_.tree.read([&](const sync::Mirror& mirror) {
     if (!S_ISLNK(mirror.attr(node).mode)) return LinkView{EINVAL, {}, false};
     return link_view(mirror, node);
@@ -190,7 +228,8 @@ constexpr std::size_t kPlusOverhead = 152;  // bytes of an entry beside its name
 
 // True when answered; else `dir` is to be listed first.
 bool Session::fill_dir(Request& request, Ino ino, std::size_t size, std::uint64_t offset, bool plus,
-                       NodeIndex& dir, int& error) {
+                       bool proved, NodeIndex& dir) {
+  int error = 0;
   dir = inodes_.node(ino);
   if (dir == kNoNode) {
     request.error(ESTALE);
@@ -202,7 +241,8 @@ bool Session::fill_dir(Request& request, Ino ino, std::size_t size, std::uint64_
   services_.tree.write([&](sync::Mirror& mirror, sync::Changes&) {
     const auto listing = mirror.listing(dir);
     if (listing == Listing::kFailed) error = mirror.error(dir) != 0 ? mirror.error(dir) : EIO;
-    want = listing == Listing::kUnknown || listing == Listing::kPartial;
+    want = listing == Listing::kUnknown || listing == Listing::kPartial ||
+           (listing == Listing::kStale && !proved);
     if (!S_ISDIR(mirror.attr(dir).mode)) error = ENOTDIR;
     if (!mirror.alive(dir)) want = false;
     if (want || error != 0) return;
@@ -238,20 +278,23 @@ bool Session::fill_dir(Request& request, Ino ino, std::size_t size, std::uint64_
 
 void Session::readdir(Request request, Ino ino, std::size_t size, std::uint64_t offset, bool plus) {
   NodeIndex dir = kNoNode;
-  int error = 0;
-  if (fill_dir(request, ino, size, offset, plus, dir, error)) return;
-  const auto until = deadline();
-  const auto id = park(std::move(request), ino);
+  if (fill_dir(request, ino, size, offset, plus, false, dir)) return;
+  wait_listing(std::move(request), ino, size, offset, plus, deadline());
+}
+
+void Session::wait_listing(Request request, Ino ino, std::size_t size, std::uint64_t offset, bool plus,
+                           Clock::time_point until) {
+  const NodeIndex dir = inodes_.node(ino);
+  const auto id = park_until(std::move(request), until, ino);
   if (id == 0) return;
-  services_.tree.want(dir, until, [self = shared_from_this(), id, ino, size, offset, plus](int failed) {
+  services_.tree.want(dir, until, [=, self = shared_from_this()](int error) {
     auto waiting = self->parked_.take(id);
     if (!waiting) return;
     NodeIndex node = kNoNode;
-    int again = failed;
-    if (failed != 0) {
-      waiting->error(failed);
-    } else if (!self->fill_dir(*waiting, ino, size, offset, plus, node, again)) {
-      waiting->error(EAGAIN);  // it was listed and lost again at once
+    if (error != 0) {
+      waiting->error(error);
+    } else if (!self->fill_dir(*waiting, ino, size, offset, plus, true, node)) {
+      self->wait_listing(std::move(*waiting), ino, size, offset, plus, until);  // being listed anew
     }
   });
 }

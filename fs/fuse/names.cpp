@@ -47,6 +47,13 @@ int Session::place(Ino parent, const std::string& name, Place& place) const {
   });
 }
 
+// As prove_first(), of the names in a directory.
+bool Session::prove_names_first(Request& request, Ino parent, std::function<void(Request)> then) {
+  const auto dir = inodes_.node(parent);
+  const auto listing = services_.tree.read([&](const sync::Mirror& mirror) { return mirror.listing(dir); });
+  return listing == sync::Listing::kStale && wait_proof(request, dir, std::move(then));
+}
+
 void Session::set_parent(sync::Mirror& mirror, NodeIndex dir, const wire::Attr& attr,
                          sync::Changes& changes) {
   const auto have = mirror.attr(dir);
@@ -77,6 +84,8 @@ void Session::make(Request request, wire::Op op, Ino parent, const std::string& 
   task.names = {{parent, name}};
   task.busy1 = parent;
   task.locate = by_name(at.dir, name);
+  const auto unknown = services_.tree.unknown_told();
+  auto unsure = std::make_shared<NodeIndex>(kNoNode);
   task.apply = [=, this](std::size_t, const wire::OpDone& done, sync::Mirror& mirror,
                          sync::Changes& changes) {
     if (!known(done.attr) || !mirror.alive(at.dir)) return;
@@ -84,10 +93,17 @@ void Session::make(Request request, wire::Op op, Ino parent, const std::string& 
     const auto there = mirror.find({done.attr.dev, done.attr.ino});
     if (there != kNoNode) note_foreign(there, mirror.attr(there), done.attr);
     const auto child = mirror.link(at.dir, name, done.attr, target, changes);
-    if (child != kNoNode && kind == wire::OpKind::kMkdir) mirror.set_listing(child, sync::Listing::kComplete);
+    if (child != kNoNode && kind == wire::OpKind::kMkdir && mirror.listing(child) == sync::Listing::kUnknown) {
+      mirror.set_listing(child, sync::Listing::kComplete);
+      // Somebody may have put things into it already, and the events fell on deaf ears.
+      if (services_.tree.unknown_told() != unknown) *unsure = child;
+    }
     set_parent(mirror, at.dir, done.parent, changes);
   };
   auto self = shared_from_this();
+  task.after = [self, unsure](const wire::OpDone&) {
+    if (*unsure != kNoNode) self->services_.tree.look_again(*unsure);
+  };
   task.answer = [self, info](Request waiting, const wire::OpDone& done) {
     self->answer_entry(std::move(waiting), done.attr, info ? &*info : nullptr);
   };
@@ -179,7 +195,11 @@ void Session::link(Request request, Ino ino, Ino parent, std::string name) {
 
 // ---- removing
 
-void Session::remove(Request request, Ino parent, std::string name, bool directory) {
+void Session::remove(Request request, Ino parent, std::string name, bool directory, bool proved) {
+  const auto again = [=, self = shared_from_this()](Request waiting) {
+    self->remove(std::move(waiting), parent, name, directory, true);
+  };
+  if (!proved && prove_names_first(request, parent, again)) return;
   Place at;
   int error = place(parent, name, at);
   if (error == 0 && at.child == kNoNode) error = ENOENT;
@@ -229,7 +249,12 @@ void Session::remove(Request request, Ino parent, std::string name, bool directo
 }
 
 void Session::rename(Request request, Ino parent, std::string name, Ino parent2, std::string name2,
-                     unsigned flags) {
+                     unsigned flags, int proved) {
+  const auto proven = [=, self = shared_from_this()](Request waiting) {
+    self->rename(std::move(waiting), parent, name, parent2, name2, flags, proved + 1);
+  };
+  if (proved < 1 && prove_names_first(request, parent, proven)) return;
+  if (proved < 2 && prove_names_first(request, parent2, proven)) return;
   Place from;
   Place to;
   int error = (flags & ~(kRenameNoReplace | kRenameExchange)) != 0 ? EINVAL : 0;

@@ -141,8 +141,9 @@ MountStats Session::stats() const {
 
 // ---- parking
 
-ParkedTable::Id Session::park(Request request, Ino busy1, Ino busy2, ParkedTable::Kind kind) {
-  const auto id = parked_.park(std::move(request), kind, deadline(), busy1, busy2);
+ParkedTable::Id Session::park_until(Request request, Clock::time_point until, Ino busy1, Ino busy2,
+                                    ParkedTable::Kind kind) {
+  const auto id = parked_.park(std::move(request), kind, until, busy1, busy2);
   if (id != 0) arm_tick();
   return id;
 }
@@ -189,29 +190,48 @@ void Session::on_changes(const sync::Changes& changes) noexcept {
   // Texts of symlinks that are right for their old place only go before the names that lead to them.
   const auto names = [](const sync::Change& change) { return change.kind == Kind::kEntry; };
   if (std::any_of(changes.begin(), changes.end(), names)) renamed_directory();
-  for (const auto& change : changes) {
-    const Ino dir = change.dir == sync::kNoNode ? 0 : inodes_.ino(change.dir);
-    const Ino node = change.node == sync::kNoNode ? 0 : inodes_.ino(change.node);
-    switch (change.kind) {
-      case Kind::kAttr:
-        if (node != 0) notifier_->attr(node);
-        break;
-      case Kind::kData:
-        if (node != 0) notifier_->data(node);
-        break;
-      case Kind::kListing:
-        if (dir != 0) notifier_->data(dir);
-        if (dir == 0 && node != 0) notifier_->data(node);
-        break;
-      case Kind::kEntry:
-        if (dir != 0) notifier_->entry(dir, change.name);
-        if (dir != 0) notifier_->data(dir);
-        break;
-      case Kind::kGone:
-        if (dir != 0) notifier_->deleted(dir, node, change.name);
-        if (dir != 0) notifier_->data(dir);
-        break;
+  for (const auto& change : changes) tell_kernel(change);
+}
+
+// One change of the tree as notifications. Tests switch each sort of them off by its name.
+void Session::tell_kernel(const sync::Change& change) {
+  using Kind = sync::Change::Kind;
+  const auto off = [](const char* sort) { return base::fault::active("fs.no_inval", sort); };
+  const Ino dir = change.dir == sync::kNoNode ? 0 : inodes_.ino(change.dir);
+  const Ino node = change.node == sync::kNoNode ? 0 : inodes_.ino(change.node);
+  switch (change.kind) {
+    case Kind::kAttr:
+      if (node != 0 && !off("attr")) notifier_->attr(node);
+      break;
+    case Kind::kData:
+      if (node != 0 && !off("data")) notifier_->data(node);
+      break;
+    case Kind::kListing:
+      if (dir != 0 && !off("listing")) notifier_->data(dir);
+      break;
+    case Kind::kEntry:
+      if (dir == 0) break;
+      if (!off(change.absent ? "negative" : "entry")) notifier_->entry(dir, change.name);
+      if (!off("listing")) notifier_->data(dir);
+      break;
+    case Kind::kGone: {
+      if (dir == 0) break;
+      // The kernel marks what it is told is deleted, and a directory stays so although it may only have moved.
+      const bool is_dir = node != 0 && services_.tree.read([&](const sync::Mirror& mirror) {
+        return S_ISDIR(mirror.attr(change.node).mode);
+      });
+      if (!off("entry")) {
+        is_dir ? notifier_->entry(dir, change.name) : notifier_->deleted(dir, node, change.name);
+      }
+      if (!off("listing")) notifier_->data(dir);
+      break;
     }
+    case Kind::kNegatives:
+      if (change.dir == root_) notifier_->everything();
+      break;
+    case Kind::kAll:
+      notifier_->everything();
+      break;
   }
 }
 

@@ -58,12 +58,12 @@ class Session final : public sync::ChangeListener,
   // ---- looking (look.cpp)
   void lookup(Request request, Ino parent, std::string name);
   void forget(const std::vector<std::pair<Ino, std::uint64_t>>& forgets);
-  void getattr(Request request, Ino ino);
-  void readlink(Request request, Ino ino);
+  void getattr(Request request, Ino ino, bool proved = false);
+  void readlink(Request request, Ino ino, bool proved = false);
   void readdir(Request request, Ino ino, std::size_t size, std::uint64_t offset, bool plus);
   void statfs(Request request);
   // ---- bytes (bytes.cpp)
-  void read(Request request, Ino ino, std::size_t size, std::uint64_t offset);
+  void read(Request request, Ino ino, std::size_t size, std::uint64_t offset, bool proved = false);
   void write(Request request, Ino ino, wire::Bytes data, std::uint64_t offset, bool append);
   void fsync(Request request, Ino ino, bool data_only);
   void fallocate(Request request, Ino ino, int mode, std::uint64_t offset, std::uint64_t length);
@@ -76,8 +76,9 @@ class Session final : public sync::ChangeListener,
   void mkdir(Request request, Ino parent, std::string name, mode_t mode);
   void symlink(Request request, Ino parent, std::string name, std::string target);
   void link(Request request, Ino ino, Ino parent, std::string name);
-  void remove(Request request, Ino parent, std::string name, bool directory);
-  void rename(Request request, Ino parent, std::string name, Ino parent2, std::string name2, unsigned flags);
+  void remove(Request request, Ino parent, std::string name, bool directory, bool proved = false);
+  void rename(Request request, Ino parent, std::string name, Ino parent2, std::string name2, unsigned flags,
+              int proved = 0);
 
   Request wrap(fuse_req_t req, const char* op, Ino ino) { return Request(req, op, ino, log_, alive_); }
 
@@ -111,7 +112,11 @@ class Session final : public sync::ChangeListener,
                   const wire::OpDone& done);
 
   ParkedTable::Id park(Request request, Ino busy1 = 0, Ino busy2 = 0,
-                       ParkedTable::Kind kind = ParkedTable::Kind::kLook);
+                       ParkedTable::Kind kind = ParkedTable::Kind::kLook) {
+    return park_until(std::move(request), deadline(), busy1, busy2, kind);
+  }
+  ParkedTable::Id park_until(Request request, Clock::time_point until, Ino busy1 = 0, Ino busy2 = 0,
+                             ParkedTable::Kind kind = ParkedTable::Kind::kLook);
   void arm_tick();
   Clock::time_point deadline() const { return Clock::now() + options_.deadline; }
 
@@ -123,11 +128,20 @@ class Session final : public sync::ChangeListener,
   Ino add_ref(sync::Mirror& mirror, sync::NodeIndex node);
   void drop_ref(Ino ino) { forget({{ino, 1}}); }
   enum class Look { kEntry, kNegative, kWant, kError };
-  Look look(Ino parent, const std::string& name, fuse_entry_param& entry, int& error, sync::NodeIndex& dir);
-  bool answer_lookup(Request& request, Ino parent, const std::string& name, bool last);
+  Look look(Ino parent, const std::string& name, bool proved, fuse_entry_param& entry, int& error,
+            sync::NodeIndex& dir);
+  bool answer_lookup(Request& request, Ino parent, const std::string& name, bool proved);
+  void wait_lookup(Request request, Ino parent, const std::string& name, Clock::time_point until);
+  void wait_listing(Request request, Ino ino, std::size_t size, std::uint64_t offset, bool plus,
+                    Clock::time_point until);
+  // True: what is known of the node may be out of date; the request is parked until it is proven, then
+  // handed to `then`.
+  bool prove_first(Request& request, sync::NodeIndex node, std::function<void(Request)> then);
+  bool prove_names_first(Request& request, Ino parent, std::function<void(Request)> then);
+  bool wait_proof(Request& request, sync::NodeIndex dir, std::function<void(Request)> then);
   void answer_entry(Request request, const wire::Attr& attr, const fuse_file_info* info);
-  bool fill_dir(Request& request, Ino ino, std::size_t size, std::uint64_t offset, bool plus,
-                sync::NodeIndex& dir, int& error);
+  bool fill_dir(Request& request, Ino ino, std::size_t size, std::uint64_t offset, bool plus, bool proved,
+                sync::NodeIndex& dir);
   void refresh_statfs();
   std::uint32_t owner_uid(fuse_req_t req) const;
   std::uint32_t owner_gid(fuse_req_t req) const;
@@ -147,6 +161,7 @@ class Session final : public sync::ChangeListener,
             std::optional<fuse_file_info> info);
   static void set_parent(sync::Mirror& mirror, sync::NodeIndex dir, const wire::Attr& attr,
                          sync::Changes& changes);
+  void tell_kernel(const sync::Change& change);
   void renamed_directory();
   void note_foreign(sync::NodeIndex node, const wire::Attr& before, const wire::Attr& after);
 

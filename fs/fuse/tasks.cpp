@@ -49,6 +49,7 @@ void Session::run(Request request, Task task) {
     for (const auto node : running->task.dirs) mirror.pin(node);
   });
   for (const auto dir : running->task.dirs) services_.tree.begin_operation(dir);
+  for (const auto node : running->task.nodes) services_.tree.begin_operation(node);
   if (running->task.renames_directory) services_.log.dir_renames().begin();
   for (std::size_t i = 0; i < count; ++i) submit(running, i, 0);
 }
@@ -105,6 +106,7 @@ void Session::applied(const std::shared_ptr<Running>& running, std::size_t i, in
   if (done.error == 0 && task.after) task.after(done);
   if (!last) return;
   for (const auto dir : task.dirs) services_.tree.end_operation(dir);
+  for (const auto node : task.nodes) services_.tree.end_operation(node);
   if (task.renames_directory) services_.log.dir_renames().end();
   services_.tree.write([&](sync::Mirror& mirror, sync::Changes&) {
     for (const auto node : task.nodes) mirror.unpin(node);
@@ -152,7 +154,8 @@ void Session::tell_own_kernel(const Task& task) {
 // wrote, and this kernel hears of it nowhere else. Under the tree's lock.
 void Session::note_foreign(NodeIndex node, const wire::Attr& before, const wire::Attr& after) {
   if (!S_ISREG(after.mode) || before.ino != after.ino || before.dev != after.dev) return;
-  if (before.size == after.size && before.mtime_ns == after.mtime_ns) return;
+  if (before.size == after.size && before.mtime_ns == after.mtime_ns && before.version == after.version)
+    return;
   services_.cache.wrote(before, after, 0, UINT64_MAX / 2);
   if (const Ino ino = inodes_.ino(node); ino != 0) notifier_->data(ino);  // left aside while it is busy
 }

@@ -138,16 +138,49 @@ void Mirror::set_listing(NodeIndex dir, Listing listing, int error) {
   impl_->dir(dir).error = error;
 }
 
-void Mirror::apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& changes,
-                         const std::function<bool(NodeIndex dir)>& skip, std::uint64_t scan) {
-  const auto dir = walk(base, block.path);
+bool Mirror::proven(NodeIndex node) const { return prover(node) == kNoNode; }
+
+NodeIndex Mirror::prover(NodeIndex node) const {
+  const auto& impl = *impl_;
+  if (!impl.alive(node)) return kNoNode;
+  if (impl.is_dir(node)) {
+    // Its own listing brings its attributes as well as that of the directory above.
+    const auto own = listing(node), above = node == kRoot ? Listing::kUnknown : listing(impl.parent(node));
+    if (own == Listing::kComplete || own == Listing::kPartial) return kNoNode;
+    if (above == Listing::kComplete || above == Listing::kPartial) return kNoNode;
+    if (own == Listing::kStale) return node;
+    return above == Listing::kStale ? impl.parent(node) : kNoNode;
+  }
+  for (auto d = impl.nodes[node].names; d != 0; d = impl.dentries[d].next_name) {
+    if (listing(impl.dentries[d].dir) == Listing::kStale) return impl.dentries[d].dir;
+  }
+  return kNoNode;
+}
+
+void Mirror::begin_listing(NodeIndex dir, Changes& changes) {
   if (!impl_->is_dir(dir) || !impl_->alive(dir)) return;
+  impl_->clear_tree(dir, changes);
+  set_listing(dir, Listing::kPartial);
+}
+
+void Mirror::distrust(NodeIndex top, bool recursive, bool content, Changes& changes) {
+  if (impl_->is_dir(top) && impl_->alive(top)) impl_->distrust(top, recursive, content, changes);
+}
+
+void Mirror::apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& changes,
+                         const std::function<bool(NodeIndex dir)>& skip, std::uint64_t scan,
+                         const Newer* newer) {
+  const auto dir = impl_->block_dir(walk(base, block.path), block.attr, newer != nullptr);
+  if (dir == kNoNode) return;
   const auto was = impl_->attr(dir);
-  const bool has_attr = block.attr.ino != 0;  // a directory that could not be looked at has none
-  if (has_attr && (was.ino != block.attr.ino || was.dev != block.attr.dev)) return;
   const bool frozen = skip && skip(dir);
-  if (has_attr && (!frozen || block.attr.ctime_ns >= was.ctime_ns)) set_attr(dir, block.attr, changes);
+  const bool has_attr = block.attr.ino != 0;  // a directory that could not be looked at has none
+  const bool told = newer != nullptr && newer->attr && newer->attr({was.dev, was.ino});
+  if (has_attr && !told && (!frozen || block.attr.ctime_ns >= was.ctime_ns)) {
+    set_attr(dir, block.attr, changes);
+  }
   if ((block.flags & wire::kTreeNotExpanded) != 0) return;
+  if (newer != nullptr && newer->listing && newer->listing(dir)) return;
   const auto key = std::make_pair(scan, dir);
   if ((block.flags & wire::kTreeFailed) != 0) {
     impl_->unfinished.erase(key);
@@ -160,10 +193,11 @@ void Mirror::apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& 
   impl_->quiet_dir = dir;
   impl_->quiet_dir_changed = false;
   for (const auto& entry : block.entries) {
-    if (const auto cookie = impl_->apply_entry(dir, entry, frozen, changes); cookie != 0)
+    if (const auto cookie = impl_->apply_entry(dir, entry, frozen, newer, changes); cookie != 0)
       seen.push_back(cookie);
   }
   const bool full = impl_->dentries.used() >= kMaxNames;
+  const bool stale = listing(dir) == Listing::kStale;
   if (full) {
     impl_->unfinished.erase(key);
     set_listing(dir, Listing::kFailed, ENOMEM);
@@ -173,12 +207,12 @@ void Mirror::apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& 
       seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
     }
     impl_->unfinished[key] = std::move(seen);
-    if (listing(dir) != Listing::kComplete) set_listing(dir, Listing::kPartial);
+    if (listing(dir) != Listing::kComplete && !stale) set_listing(dir, Listing::kPartial);
   } else {
     impl_->unfinished.erase(key);
-    if (!frozen) impl_->remove_unseen(dir, seen, changes);
+    if (!frozen) impl_->remove_unseen(dir, seen, newer, changes);
     if (listing(dir) != Listing::kComplete) impl_->dir(dir).entries.trim();
-    set_listing(dir, Listing::kComplete);
+    if (!frozen || !stale) set_listing(dir, Listing::kComplete);
   }
   impl_->quiet_dir = kNoNode;
   if (impl_->quiet_dir_changed) changes.push_back({Change::Kind::kListing, kNoNode, dir, {}});

@@ -23,6 +23,7 @@ enum class Listing : std::uint8_t {
   kPartial,   // some blocks came, more follow
   kComplete,  // absence of a name means ENOENT
   kFailed,    // the agent could not list it: error() says why
+  kStale,     // known once, and perhaps not true any more: to be listed again before it is believed
 };
 
 // What a change of the mirror means for those who show it. Filled by the mutating methods, acted
@@ -35,13 +36,25 @@ struct Change {
     kListing,  // the set of names in dir
     kGone,     // node has no name any more; (dir, name) was its last. Below a directory that is
                // gone itself it stands for the kEntry too
+    kNegatives,  // absences of names in dir; where dir has a name, a kEntry of it says so as well
+    kAll,        // nothing that was shown is to be believed any more
   };
   Kind kind{};
   NodeIndex node = kNoNode;
   NodeIndex dir = kNoNode;
   std::string name;
+  bool absent = false;  // kEntry: the name led nowhere before
 };
 using Changes = std::vector<Change>;
+
+// What was told by events since a walk began, and is newer than what the walk says of it. Left out
+// functions mean nothing.
+struct Newer {
+  std::function<bool(NodeIndex dir)> listing;                         // no entry of the block counts
+  std::function<bool(NodeIndex dir, std::string_view name)> name;     // what it leads to, or that it is gone
+  std::function<bool(const wire::NodeId& node)> attr;                 // attributes and content
+  std::function<void(NodeIndex dir)> unsure;                          // look at this directory again
+};
 
 // The sandbox's tree in memory: nodes by (device, inode), names by (directory, name).
 //
@@ -73,6 +86,10 @@ class Mirror {
   // The node a name leads to; kNoNode when the mirror has no such name (see listing()).
   NodeIndex lookup(NodeIndex dir, std::string_view name) const;
   NodeIndex parent(NodeIndex dir) const;  // of a directory; the root is its own
+  // Whether what is known of a node may be shown: no directory that names it is kStale.
+  bool proven(NodeIndex node) const;
+  // The directory that is to be listed so that it is; kNoNode when it is proven.
+  NodeIndex prover(NodeIndex node) const;
   // A path from the root ("" for the root itself) by any one name; nothing for a node without name.
   std::optional<std::string> path(NodeIndex node) const;
   // Follows `path` from `from` without following symlinks; kNoNode when a component is not known.
@@ -97,14 +114,22 @@ class Mirror {
   void set_attr(NodeIndex node, const wire::Attr& attr, Changes& changes);
   void set_listing(NodeIndex dir, Listing listing, int error = 0);
 
+  // Forgets everything below `dir`, whose listing comes now (kPartial).
+  void begin_listing(NodeIndex dir, Changes& changes);
+  // What is known of the entries of `dir`, with `recursive` of everything below it, may be out of date:
+  // kStale; with `content` the files' bytes too. Tells kAll when very much is concerned.
+  void distrust(NodeIndex dir, bool recursive, bool content, Changes& changes);
+
   // One block of a tree stream below `base`: adds and updates entries; with the last block of a
   // directory, names it did not contain are removed. Blocks of a directory whose parents are not
   // known are dropped (the next scan brings them). Directories for which `skip` says true keep their
   // present entries (own operations are pending there): none is removed or led elsewhere, attributes
   // go forward by ctime only, and names are added only while the listing is not yet complete.
-  // `scan` tells streams apart that may hold parts of the same directory at the same time.
+  // `scan` tells streams apart that may hold parts of the same directory at the same time. What `newer`
+  // names keeps the state it has; with it, a directory that is not at its path is found by its identity.
   void apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& changes,
-                   const std::function<bool(NodeIndex dir)>& skip = {}, std::uint64_t scan = 0);
+                   const std::function<bool(NodeIndex dir)>& skip = {}, std::uint64_t scan = 0,
+                   const Newer* newer = nullptr);
   // Forgets the unfinished directories of a stream that ended early.
   void end_scan(std::uint64_t scan);
 

@@ -247,7 +247,7 @@ NodeIndex Mirror::Impl::link(NodeIndex in, std::string_view name, const wire::At
     repoint(d, node, changes);
   } else {
     bind(in, name, node);
-    tell_entry(in, name, node, changes);
+    tell_entry(in, name, node, changes, true);
     tell_listing(in, changes);
   }
   return node;
@@ -263,7 +263,7 @@ void Mirror::Impl::rename(DentryIndex from, NodeIndex to_dir, std::string_view t
     repoint(to, node, changes);
   } else {
     bind(to_dir, to_name, node);
-    tell_entry(to_dir, to_name, node, changes);
+    tell_entry(to_dir, to_name, node, changes, true);
     tell_listing(to_dir, changes);
   }
 }
@@ -282,36 +282,103 @@ void Mirror::Impl::exchange(DentryIndex one, DentryIndex two, Changes& changes) 
   if (a_dir != b_dir) tell_listing(b_dir, changes);
 }
 
+// The directory that a block speaks of; kNoNode when it is not known, or another one lies there now.
+NodeIndex Mirror::Impl::block_dir(NodeIndex at_path, const wire::Attr& given, bool anywhere) const {
+  const auto is_it = [&](NodeIndex i) {
+    return is_dir(i) && alive(i) &&
+           (given.ino == 0 || (nodes[i].ino == given.ino && devices.number(nodes[i].device) == given.dev));
+  };
+  if (is_it(at_path)) return at_path;
+  const auto other = anywhere && given.ino != 0 ? find(given.dev, given.ino) : kNoNode;
+  return other != kNoNode && is_it(other) ? other : kNoNode;
+}
+
 // The cookie of the name afterwards, 0 when there is none.
 std::uint64_t Mirror::Impl::apply_entry(NodeIndex in, const wire::TreeEntry& entry, bool frozen,
-                                        Changes& changes) {
+                                        const Newer* newer, Changes& changes) {
+  const auto cookie = [&] {
+    const auto d = find_name(in, entry.name);
+    return d == 0 ? 0 : dentries[d].cookie;
+  };
+  if (newer != nullptr && newer->name && newer->name(in, entry.name)) return cookie();
+  auto is = normal(entry.attr);
+  const bool told = newer != nullptr && newer->attr && newer->attr({is.dev, is.ino});
+  if (told) {
+    const auto known = find(is.dev, is.ino);
+    if (known != kNoNode && same_type(nodes[known].mode, is.mode)) {
+      is = attr(known);
+    } else if (newer->unsure) {
+      newer->unsure(in);  // what was told of it fell on deaf ears
+    }
+  }
   if (frozen) {
     const auto d = find_name(in, entry.name);
     if (d != 0) {
       const auto node = dentries[d].node;
       const auto was = attr(node);
-      const auto is = normal(entry.attr);
       if (was.ino == is.ino && was.dev == is.dev && same_type(was.mode, is.mode) &&
           is.ctime_ns >= was.ctime_ns) {
         update(node, is, entry.target, changes);
       }
       return dentries[d].cookie;
     }
-    if (dir(in).listing == Listing::kComplete) return 0;
+    if (dir(in).listing == Listing::kComplete || dir(in).listing == Listing::kStale) return 0;
   }
-  link(in, entry.name, entry.attr, entry.target, changes);
-  const auto d = find_name(in, entry.name);
-  return d == 0 ? 0 : dentries[d].cookie;
+  if (link(in, entry.name, is, entry.target, changes) == kNoNode && newer != nullptr && newer->unsure) {
+    newer->unsure(in);
+  }
+  return cookie();
 }
 
-void Mirror::Impl::remove_unseen(NodeIndex in, std::vector<std::uint64_t>& seen, Changes& changes) {
+void Mirror::Impl::remove_unseen(NodeIndex in, std::vector<std::uint64_t>& seen, const Newer* newer,
+                                 Changes& changes) {
   std::sort(seen.begin(), seen.end());
   std::vector<DentryIndex> unseen;
   dir(in).entries.each([&](DentryIndex d) {
-    if (!std::binary_search(seen.begin(), seen.end(), dentries[d].cookie)) unseen.push_back(d);
+    if (std::binary_search(seen.begin(), seen.end(), dentries[d].cookie)) return;
+    if (newer != nullptr && newer->name && newer->name(in, name_of(d))) return;
+    unseen.push_back(d);
   });
   // A directory below an earlier one of these cannot be among them: all are names of `in`.
   for (const auto d : unseen) drop(d, changes);
+}
+
+void Mirror::Impl::distrust(NodeIndex top, bool recursive, bool content, Changes& changes) {
+  const auto first = changes.size();
+  bool all = false;
+  const auto tell = [&](Change&& change) {
+    if (all) return;
+    changes.push_back(std::move(change));
+    if (changes.size() - first <= kMaxDistrustTold) return;
+    changes.resize(first);
+    changes.push_back({Change::Kind::kAll, kNoNode, kNoNode, {}});
+    all = true;
+  };
+  if (top != kRoot) {  // what hangs below the entry goes with it, absences too
+    const auto d = nodes[top].names;
+    tell({Change::Kind::kEntry, top, dentries[d].dir, std::string(name_of(d))});
+  }
+  std::vector<NodeIndex> left{top};
+  while (!left.empty()) {
+    const auto in = left.back();
+    left.pop_back();
+    auto& now = dir(in);
+    tell({Change::Kind::kNegatives, kNoNode, in, {}});
+    if (now.listing == Listing::kUnknown && now.entries.size() == 0) continue;
+    now.listing = now.listing == Listing::kFailed && now.entries.size() == 0 ? Listing::kUnknown
+                                                                             : Listing::kStale;
+    tell({Change::Kind::kListing, kNoNode, in, {}});
+    now.entries.each([&](DentryIndex d) {
+      const auto node = dentries[d].node;
+      if (is_dir(node)) {
+        if (recursive) left.push_back(node);
+      }
+      if (all) return;
+      tell({Change::Kind::kEntry, node, in, std::string(name_of(d))});
+      const bool data = content && !is_dir(node);
+      tell({data ? Change::Kind::kData : Change::Kind::kAttr, node, kNoNode, {}});
+    });
+  }
 }
 
 }  // namespace nearbox::sync

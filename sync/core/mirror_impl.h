@@ -184,11 +184,16 @@ struct Mirror::Impl {
                  Changes& changes);
   void rename(DentryIndex from, NodeIndex to_dir, std::string_view to_name, Changes& changes);
   void exchange(DentryIndex one, DentryIndex two, Changes& changes);
-  std::uint64_t apply_entry(NodeIndex in, const wire::TreeEntry& entry, bool frozen, Changes& changes);
-  void remove_unseen(NodeIndex in, std::vector<std::uint64_t>& seen, Changes& changes);
+  std::uint64_t apply_entry(NodeIndex in, const wire::TreeEntry& entry, bool frozen, const Newer* newer,
+                            Changes& changes);
+  void remove_unseen(NodeIndex in, std::vector<std::uint64_t>& seen, const Newer* newer, Changes& changes);
+  NodeIndex block_dir(NodeIndex at_path, const wire::Attr& given, bool anywhere) const;
+  void distrust(NodeIndex top, bool recursive, bool content, Changes& changes);
+  static constexpr std::size_t kMaxDistrustTold = 4096;  // more changes become one of everything
 
-  void tell_entry(NodeIndex in, std::string_view name, NodeIndex node, Changes& changes) {
-    changes.push_back({Change::Kind::kEntry, node, in, std::string(name)});
+  void tell_entry(NodeIndex in, std::string_view name, NodeIndex node, Changes& changes,
+                  bool absent = false) {
+    changes.push_back({Change::Kind::kEntry, node, in, std::string(name), absent});
   }
   void tell_listing(NodeIndex in, Changes& changes) {
     if (in == quiet_dir) {

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <pthread.h>
 #include <sys/random.h>
 #include <thread>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "client/base/mutex.h"
+#include "client/wire/paths.h"
 
 namespace nearbox::sync {
 namespace {
@@ -34,6 +36,12 @@ std::uint64_t fresh_nonce() {
     if (::getrandom(&nonce, sizeof nonce, 0) != sizeof nonce) nonce = 0;
   }
   return nonce;
+}
+
+bool valid(const wire::Changed& changed) {
+  return std::all_of(changed.states.begin(), changed.states.end(), [](const wire::NameState& state) {
+    return state.name.empty() || wire::valid_name(state.name);
+  });
 }
 
 // Cuts a byte stream into length-prefixed events. Keeps at most one record between calls.
@@ -82,6 +90,7 @@ struct EventStream::Impl : api::LinkObserver, std::enable_shared_from_this<Event
   bool deliver_one(const wire::Event& event);
   bool take(std::uint64_t number, std::uint64_t seq, bool& gap);
   void handled_one(std::uint64_t number, std::uint64_t seq);
+  void wait(std::uint64_t for_instance, std::uint64_t seq, HandledFn fn);
   void broken(std::uint64_t number, const char* what);
   void in_order(std::function<void()> task);
   void run(const std::stop_token& stop) noexcept;
@@ -92,6 +101,8 @@ struct EventStream::Impl : api::LinkObserver, std::enable_shared_from_this<Event
   OpDoneFn op_done;
   ProcExitFn proc_exit;
   NewInstanceFn new_instance;
+  ChangedFn changed_fn;
+  LostFn lost_fn;
 
   base::Mutex mu;  // rank: leaf
   base::CondVar changed;
@@ -104,6 +115,8 @@ struct EventStream::Impl : api::LinkObserver, std::enable_shared_from_this<Event
   api::CallToken token GUARDED_BY(mu) = 0;
   std::uint64_t handled GUARDED_BY(mu) = 0;    // newest event the listeners have seen
   std::uint64_t confirmed GUARDED_BY(mu) = 0;  // newest event told to the agent
+  std::uint64_t newest GUARDED_BY(mu) = 0;     // that somebody waits for
+  std::multimap<std::uint64_t, HandledFn> waiting GUARDED_BY(mu);  // by event of this instance
   Clock::time_point confirm_at GUARDED_BY(mu) = Clock::time_point::max();
   Clock::time_point subscribe_at GUARDED_BY(mu) = Clock::time_point::max();
   Clock::duration pause GUARDED_BY(mu) = kFirstPause;
@@ -150,6 +163,7 @@ class EventStream::Impl::Sink : public api::CallSink {
 void EventStream::Impl::on_up(const wire::Welcome& welcome, bool same_instance) noexcept {
   std::uint64_t mine = 0;
   api::CallToken old = 0;
+  std::multimap<std::uint64_t, HandledFn> in_vain;
   {
     base::MutexLock lock(mu);
     if (stopped) return;
@@ -163,7 +177,8 @@ void EventStream::Impl::on_up(const wire::Welcome& welcome, bool same_instance) 
     }
     mine = ++generation;
     instance = welcome.instance;
-    handled = confirmed = 0;
+    handled = confirmed = newest = 0;
+    in_vain.swap(waiting);
     call = 0;
     confirm_at = subscribe_at = Clock::time_point::max();
     pause = kFirstPause;
@@ -173,6 +188,7 @@ void EventStream::Impl::on_up(const wire::Welcome& welcome, bool same_instance) 
   in_order([this, now = welcome.instance] {
     if (new_instance) new_instance(now);
   });
+  for (const auto& [seq, fn] : in_vain) fn(ECONNRESET);
   subscribe(mine);
 }
 
@@ -269,22 +285,59 @@ bool EventStream::Impl::deliver_one(const wire::Event& event) {
       if (body && proc_exit) proc_exit(*body);
       return body.has_value();
     }
-    case wire::EventKind::kChanged:
-    case wire::EventKind::kLost:
-      return true;  // not asked for: nothing watches
+    case wire::EventKind::kChanged: {
+      const auto body = wire::decode<wire::Changed>(event.body);
+      if (!body || !valid(*body)) return false;
+      if (changed_fn) changed_fn(*body);
+      return true;
+    }
+    case wire::EventKind::kLost: {
+      const auto body = wire::decode<wire::Lost>(event.body);
+      if (!body || !wire::valid_path(body->path)) return false;
+      if (lost_fn) lost_fn(*body);
+      return true;
+    }
   }
   return true;  // of a newer agent: not for us
 }
 
 void EventStream::Impl::handled_one(std::uint64_t number, std::uint64_t seq) {
-  base::MutexLock lock(mu);
-  if (call != number) return;
-  handled = seq;
-  pause = kFirstPause;
-  const auto was = confirm_at;
-  if (confirm_at == Clock::time_point::max()) confirm_at = Clock::now() + kConfirmAfter;
-  if (handled - confirmed >= kConfirmEvents) confirm_at = Clock::now();
-  if (confirm_at != was) changed.notify_all();
+  std::vector<HandledFn> reached;
+  {
+    base::MutexLock lock(mu);
+    if (call != number) return;
+    handled = seq;
+    newest = std::max(newest, seq);
+    pause = kFirstPause;
+    const auto was = confirm_at;
+    if (confirm_at == Clock::time_point::max()) confirm_at = Clock::now() + kConfirmAfter;
+    if (handled - confirmed >= kConfirmEvents) confirm_at = Clock::now();
+    if (confirm_at != was) changed.notify_all();
+    const auto end = waiting.upper_bound(seq);
+    for (auto at = waiting.begin(); at != end; ++at) reached.push_back(std::move(at->second));
+    waiting.erase(waiting.begin(), end);
+  }
+  for (const auto& fn : reached) fn(0);
+}
+
+void EventStream::Impl::wait(std::uint64_t for_instance, std::uint64_t seq, HandledFn fn) {
+  int error = 0;
+  {
+    base::MutexLock lock(mu);
+    if (stopped) {
+      error = ESHUTDOWN;
+    } else if (for_instance != instance) {
+      error = ECONNRESET;
+    } else if (seq > handled) {
+      if (waiting.size() < kMaxWaiting) {
+        newest = std::max(newest, seq);
+        waiting.emplace(seq, std::move(fn));
+        return;
+      }
+      error = EAGAIN;
+    }
+  }
+  fn(error);
 }
 
 void EventStream::Impl::in_order(std::function<void()> task) {
@@ -355,9 +408,14 @@ void EventStream::Impl::stop() {
   if (ending != 0) link.cancel(ending);
   thread.request_stop();
   thread.join();
-  base::MutexLock lock(mu);
-  while (busy) changed.wait_until(mu, Clock::now() + kIdle);
-  tasks.clear();
+  std::multimap<std::uint64_t, HandledFn> in_vain;
+  {
+    base::MutexLock lock(mu);
+    while (busy) changed.wait_until(mu, Clock::now() + kIdle);
+    tasks.clear();
+    in_vain.swap(waiting);
+  }
+  for (const auto& [seq, fn] : in_vain) fn(ESHUTDOWN);
 }
 
 EventStream::EventStream(api::AgentLink& link, base::Logger& log)
@@ -366,6 +424,17 @@ EventStream::~EventStream() { stop(); }
 void EventStream::on_op_done(OpDoneFn fn) { impl_->op_done = std::move(fn); }
 void EventStream::on_proc_exit(ProcExitFn fn) { impl_->proc_exit = std::move(fn); }
 void EventStream::on_new_instance(NewInstanceFn fn) { impl_->new_instance = std::move(fn); }
+void EventStream::on_changed(ChangedFn fn) { impl_->changed_fn = std::move(fn); }
+void EventStream::on_lost(LostFn fn) { impl_->lost_fn = std::move(fn); }
+
+EventStream::Position EventStream::position() const {
+  base::MutexLock lock(impl_->mu);
+  return {impl_->instance, impl_->handled, impl_->newest};
+}
+
+void EventStream::when_handled(std::uint64_t instance, std::uint64_t seq, HandledFn fn) {
+  impl_->wait(instance, seq, std::move(fn));
+}
 
 void EventStream::start() {
   {

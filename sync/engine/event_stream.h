@@ -6,6 +6,7 @@
 
 #include "client/api/agent_link.h"
 #include "client/base/log.h"
+#include "client/wire/changes.h"
 
 namespace nearbox::sync {
 
@@ -24,6 +25,14 @@ class EventStream {
   // The agent is another process than before: every operation and process of the old one whose event
   // did not come has an unknown fate. Called before the first event of the new one; also at first.
   using NewInstanceFn = std::function<void(std::uint64_t instance)>;
+  using ChangedFn = std::function<void(const wire::Changed&)>;  // names are valid
+  using LostFn = std::function<void(const wire::Lost&)>;        // the path is valid
+  using HandledFn = std::function<void(int error)>;
+  struct Position {
+    std::uint64_t instance = 0;  // 0: no agent was reached yet
+    std::uint64_t handled = 0;   // the newest event the listeners have seen
+    std::uint64_t newest = 0;    // the newest one that the agent is known to have
+  };
 
   EventStream(api::AgentLink& link, base::Logger& log);
   ~EventStream();
@@ -31,8 +40,17 @@ class EventStream {
   void on_op_done(OpDoneFn fn);
   void on_proc_exit(ProcExitFn fn);
   void on_new_instance(NewInstanceFn fn);
+  void on_changed(ChangedFn fn);
+  void on_lost(LostFn fn);
   void start();
   void stop();  // no listener runs when it returns
+
+  Position position() const;
+  // Calls fn(0) when the listeners have seen event `seq` of that instance: at once, or on the link thread
+  // that brings it. ECONNRESET: the agent is another one by now; ESHUTDOWN after stop(). At most
+  // kMaxWaiting wait at a time: EAGAIN.
+  void when_handled(std::uint64_t instance, std::uint64_t seq, HandledFn fn);
+  static constexpr std::size_t kMaxWaiting = 16384;
 
  private:
   struct Impl;

@@ -106,37 +106,41 @@ void TreeStore::Impl::stat_path(const std::string& path, Deadline deadline, Stat
   }
   prefixes.push_back(path);
   const bool asked = with_root([this, path, deadline, prefixes, then](std::uint32_t number) {
-    const auto began = op_now();
+    const auto question = store.ask_outside();
     wire::StatMany ask{number, prefixes};
     unary(wire::Method::kStatMany, wire::encode(ask), deadline,
-          [this, path, deadline, prefixes, then, began](int error, wire::ByteView payload) {
+          [this, path, deadline, prefixes, then, question](int error, wire::ByteView payload) {
             if (error == ECONNRESET && Clock::now() < deadline) {  // another agent: another root number
               later(kRetryPause, [this, path, deadline, then] { stat_path(path, deadline, then); });
               return;
             }
             const auto reply = error == 0 ? wire::decode<wire::StatManyReply>(payload) : std::nullopt;
             if (error == 0 && (!reply || reply->results.size() != prefixes.size())) error = EPROTO;
-            then(error != 0 ? error : link_prefixes(prefixes, reply->results, began));
+            then(error != 0 ? error : link_prefixes(prefixes, reply->results, *question));
           });
   });
   if (!asked) then(EAGAIN);
 }
 
 int TreeStore::Impl::link_prefixes(const std::vector<std::string>& prefixes,
-                                   const std::vector<wire::StatResult>& results, std::uint64_t began) {
+                                   const std::vector<wire::StatResult>& results, const Question& question) {
   return store.write([&](Mirror& mirror, Changes& changes) -> int {
     auto dir = Mirror::kRoot;
     for (std::size_t i = 0; i < prefixes.size(); ++i) {
       const auto& result = results[i];
       const auto name = std::string_view(prefixes[i]).substr(prefixes[i].rfind('/') + 1);  // npos + 1 is 0
-      const bool keep = frozen(dir, began);
+      const auto at = mirror.attr(dir);
+      const bool keep =
+          frozen(dir, question.began_) || told_since(question.began_, {at.dev, at.ino}, name);
       if (result.error != 0) {
         const bool gone = result.error == ENOENT || result.error == ENOTDIR;
         if (gone && !keep) mirror.unlink(dir, name, changes);
         return result.error > 0 && result.error < 4096 ? result.error : EPROTO;
       }
       auto node = mirror.lookup(dir, name);
-      if (!keep || (node == kNoNode && mirror.listing(dir) != Listing::kComplete)) {
+      const bool newer = told_since(question.began_, {result.attr.dev, result.attr.ino}, {});
+      if ((!keep && !(newer && node != kNoNode)) ||
+          (node == kNoNode && mirror.listing(dir) != Listing::kComplete)) {
         node = mirror.link(dir, name, result.attr, result.target, changes);
       }
       if (node == kNoNode) return ENOENT;
@@ -225,7 +229,12 @@ void TreeStore::Impl::walk_ended(const WalkPtr& one, int error, wire::ByteView p
   if (error != 0) {
     store.write([&](Mirror& mirror, Changes&) { mirror.end_scan(one->scan); });
   }
-  if (error == ECONNRESET && Clock::now() < one->deadline) {  // another agent: another root number
+  recheck_all(std::exchange(one->unsure, {}));
+  if (std::exchange(one->flooded, false) && error == 0) {
+    store.write([&](Mirror& mirror, Changes&) { mirror.end_scan(one->scan); });
+    error = ECONNRESET;
+  }
+  if (error == ECONNRESET && Clock::now() < one->deadline) {  // another agent, or all of it is out of date
     one->unpacker.reset();
     one->heard = Clock::now();
     later(kRetryPause, [this, one] {
@@ -244,16 +253,46 @@ void TreeStore::Impl::apply(Walk& one, const std::vector<wire::TreeBlock>& block
     return keep;
   };
   store.write([&](Mirror& mirror, Changes& changes) {
-    for (const auto& block : blocks) mirror.apply_block(Mirror::kRoot, block, changes, skip, one.scan);
+    const bool any = anything_told_since(one.began, one.flooded);
+    if (one.flooded) return;
+    Newer newer;
+    if (any) {
+      newer.listing = [&](NodeIndex dir) { return listing_told_since(one.began, mirror, dir); };
+      newer.name = [&](NodeIndex dir, std::string_view name) {
+        const auto at = mirror.attr(dir);
+        return told_since(one.began, {at.dev, at.ino}, name);
+      };
+      newer.attr = [&](const wire::NodeId& node) { return told_since(one.began, node, {}); };
+      newer.unsure = [&](NodeIndex dir) { one.unsure.insert(dir); };
+    }
+    for (const auto& block : blocks) {
+      mirror.apply_block(Mirror::kRoot, block, changes, skip, one.scan, any ? &newer : nullptr);
+    }
   });
   resolve_waiters();
 }
 
 // ---- operations of our own
 
-std::uint64_t TreeStore::Impl::op_now() {
+// Whether an own operation on the node is under way, or was until a moment ago: what an event tells of it
+// now may have been seen before the operation, and its result before what the event tells.
+bool TreeStore::Impl::own_near(NodeIndex node) {
   base::MutexLock lock(ops_mu);
-  return op_epoch;
+  const auto found = operations.find(node);
+  if (found == operations.end()) return false;
+  if (found->second.under_way > 0) found->second.told = true;
+  return found->second.under_way > 0 || found->second.until > Clock::now();
+}
+
+void TreeStore::Impl::tidy_operations() {
+  if (operations.size() < tidy_at) return;
+  const auto now = Clock::now();
+  const bool walking = !running_walks.empty();
+  const bool full = operations.size() >= kMaxOwn;
+  std::erase_if(operations, [&](const auto& entry) {
+    return entry.second.under_way == 0 && !walking && (full || entry.second.until <= now);
+  });
+  tidy_at = std::max<std::size_t>(64, operations.size() * 2);
 }
 
 // The agent may have looked at the directory before an operation that is done, or will be.
@@ -274,10 +313,7 @@ void TreeStore::Impl::walk_begins(Walk& one) {
 }
 
 void TreeStore::Impl::walk_is_over(const Walk& one) {
-  base::MutexLock lock(ops_mu);
-  running_walks.erase(one.id);
-  if (!running_walks.empty()) return;
-  std::erase_if(operations, [](const auto& entry) { return entry.second.under_way == 0; });
+  questions_over(one.id);
 }
 
 }  // namespace nearbox::sync

@@ -60,10 +60,16 @@ void TreeStore::Impl::start_subtree(const std::string& path) {
       subtree_over(path, error);
       return;
     }
+    // What was listed here before was not watched.
+    store.write([&](Mirror& mirror, Changes& changes) {
+      mirror.distrust(mirror.walk(Mirror::kRoot, path), true, true, changes);
+    });
     subtree_known(path);
-    walk(path, 0, deadline, [this, path](int ended, const std::set<NodeIndex>& skipped) {
-      if (!skipped.empty()) relist_soon(skipped, 0, {});
-      subtree_over(path, ended);
+    watch(path, deadline, [this, path, deadline] {
+      walk(path, 0, deadline, [this, path](int ended, const std::set<NodeIndex>& skipped) {
+        recheck_all(skipped);
+        subtree_over(path, ended);
+      });
     });
   });
 }
@@ -183,7 +189,7 @@ void TreeStore::Impl::list_alone(NodeIndex dir) {
     return;
   }
   walk(*path, 1, Clock::now() + kCallDeadline, [this, dir](int error, const std::set<NodeIndex>& skipped) {
-    if (skipped.contains(dir)) relist_soon({dir}, 0, {});
+    if (skipped.contains(dir)) recheck_all({dir});
     listed_alone(dir, error);
   });
 }
@@ -332,7 +338,14 @@ void TreeStore::Impl::run_step(const std::shared_ptr<Run>& now) {
       reask(path);
       step(ended);
     };
-    walk(path, 0, deadline, over, rescan_stall.load());
+    const auto go = [this, path, deadline, over] { walk(path, 0, deadline, over, rescan_stall.load()); };
+    bool is_watched = false;
+    {
+      base::MutexLock lock(mu);
+      const auto found = subtrees.find(path);
+      is_watched = found != subtrees.end() && found->second.watched(generation);
+    }
+    is_watched ? go() : watch(path, Clock::now() + kCallDeadline, go);
   });
 }
 
@@ -350,6 +363,7 @@ void TreeStore::Impl::run_over(const std::shared_ptr<Run>& over) {
     next.swap(next_run);
   }
   for (const auto& one : over->waiters) finish_soon(one, over->error);
+  for (const auto& fn : over->after) fn();
   if (again) rescan(std::move(next));
 }
 
@@ -384,9 +398,10 @@ void TreeStore::Impl::relist_step(const std::shared_ptr<Relist>& list) {
   if (!over) return;
   if (!list->again.empty() && list->attempt + 1 < kRelistAttempts) {
     relist_soon(list->again, list->attempt + 1, list->then);
-  } else if (list->then) {
-    list->then();
+    return;
   }
+  recheck_all(list->again);  // nobody waits for these
+  if (list->then) list->then();
 }
 
 // kNoNode: as many as may be are under way, or none is left; `over`, once, when all is done.

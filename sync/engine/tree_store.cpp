@@ -90,21 +90,29 @@ void TreeStore::Impl::later(std::chrono::milliseconds delay, std::function<void(
 
 // ---- root
 
-void TreeStore::Impl::on_up(const wire::Welcome&, bool same_instance) noexcept {
+void TreeStore::Impl::on_up(const wire::Welcome& welcome, bool same_instance) noexcept {
   const Use use(*this);
   if (!use) return;
   if (same_instance) {
     hurry_all();  // notes may have been lost
     return;
   }
+  bool open_now = false;
   {
     base::MutexLock lock(mu);
     ++generation;
+    instance = welcome.instance;
     root_valid = false;
-    if (!root_asked || root_opening) return;  // the call under way comes to the new agent, or again
-    root_opening = true;
+    open_now = root_asked && !root_opening;  // else the call under way comes to the new agent, or again
+    root_opening = root_opening || open_now;
   }
-  open(nullptr, Clock::now() + kCallDeadline);
+  // What the mirror has is of another epoch: nothing of it is shown before it was looked at again.
+  store.write([](Mirror& mirror, Changes& changes) {
+    mirror.distrust(Mirror::kRoot, true, true, changes);
+    if (changes.empty()) return;
+    changes.assign(1, {Change::Kind::kAll, kNoNode, kNoNode, {}});
+  });
+  if (open_now) open(nullptr, Clock::now() + kCallDeadline);
 }
 
 void TreeStore::Impl::open(const CompletionPtr& opener, Deadline deadline) {
@@ -158,8 +166,8 @@ void TreeStore::Impl::opened(const CompletionPtr& opener, Deadline deadline, std
     later(kReopenPause, [this] { open(nullptr, Clock::now() + kCallDeadline); });
   }
   if (error != 0) return;
-  for (const auto& fn : waiting) fn(reply->root);
   if (reopened) rescan({});
+  for (const auto& fn : waiting) fn(reply->root);
 }
 
 // Runs fn with the root's number, at once or when it is open. False: too many wait already.
@@ -264,13 +272,22 @@ void TreeStore::begin_operation(NodeIndex dir) {
 }
 
 void TreeStore::end_operation(NodeIndex dir) {
-  base::MutexLock lock(impl_->ops_mu);
-  const auto found = impl_->operations.find(dir);
-  if (found == impl_->operations.end()) return;
-  auto& operation = found->second;
-  if (operation.under_way > 0) --operation.under_way;
-  operation.touched = ++impl_->op_epoch;
-  if (operation.under_way == 0 && impl_->running_walks.empty()) impl_->operations.erase(found);
+  bool told = false;
+  {
+    base::MutexLock lock(impl_->ops_mu);
+    const auto found = impl_->operations.find(dir);
+    if (found == impl_->operations.end()) return;
+    auto& operation = found->second;
+    if (operation.under_way > 0) --operation.under_way;
+    operation.touched = ++impl_->op_epoch;
+    if (operation.under_way == 0) {
+      operation.until = Impl::Clock::now() + Impl::kOwnWindow;
+      told = std::exchange(operation.told, false);
+      impl_->tidy_operations();
+    }
+  }
+  if (!told) return;
+  impl_->later(0ms, [this, dir] { look_again(dir); });
 }
 
 // ---- telling
@@ -279,6 +296,7 @@ void TreeStore::queue(Changes&& changes, ChangeListener* except) {
   if (changes.empty()) return;
   base::MutexLock lock(impl_->tell_mu);
   impl_->to_tell.push_back({std::move(changes), except});
+  ++impl_->queued;
 }
 
 void TreeStore::tell() {
@@ -316,6 +334,17 @@ void TreeStore::tell() {
       impl.told.notify_all();
     }
     impl.waited_may_be_gone(next.changes);
+    std::vector<CompletionPtr> reached;
+    {
+      base::MutexLock lock(impl.tell_mu);
+      ++impl.told_until;
+      std::erase_if(impl.tell_waiters, [&](const auto& waiter) {
+        if (waiter.first > impl.told_until) return false;
+        reached.push_back(waiter.second);
+        return true;
+      });
+    }
+    for (const auto& one : reached) impl.finish_soon(one, 0);
   }
 }
 

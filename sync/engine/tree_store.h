@@ -11,7 +11,9 @@
 #include "client/base/log.h"
 #include "client/base/mutex.h"
 #include "client/base/timers.h"
+#include "client/wire/changes.h"
 #include "sync/core/mirror.h"
+#include "sync/engine/event_stream.h"
 
 namespace nearbox::sync {
 
@@ -33,12 +35,18 @@ class ChangeListener {
 //          destructor runs what is left of them with ECANCELED.
 // Errors:  of the agent, as errno; EPROTO when its answer breaks the format or a limit.
 class TreeStore {
+  struct Impl;
+
  public:
   using Done = std::function<void(int error)>;
   using Deadline = std::chrono::steady_clock::time_point;
 
   TreeStore(api::AgentLink& link, base::Timers& timers, base::Logger& log);
   ~TreeStore();
+
+  // Takes what the agent tells of changes; before events.start(). The stream outlives the store. Without
+  // it nothing is watched.
+  void attach(EventStream& events);
 
   // Opens the agent's root ("/" of the sandbox, or a directory) that all paths are relative to. Comes
   // first; done() tells when the mirror's root node is there. Repeated by the store after an agent
@@ -87,8 +95,38 @@ class TreeStore {
   // The counter is per directory; begin before the operation is sent, end after it was applied here.
   // A directory touched since the agent began to walk keeps its entries too (the walk may have been
   // there before the operation) and is listed alone soon after.
+  // What events tell of the directory, or of a node given to these in its stead, while an operation is
+  // under way or shortly after it may be older than the operation's result, or newer: it is looked at again.
   void begin_operation(NodeIndex dir);
   void end_operation(NodeIndex dir);
+  // Lists a directory again (of a file: the one it is in) and what is wrong here is put right.
+  void look_again(NodeIndex node);
+  // Counts what events told of directories that are not known here.
+  std::uint64_t unknown_told() const;
+
+  // An answer of the agent to a question of the caller's own: what events tell meanwhile is newer.
+  class Question {
+    friend class TreeStore;
+    friend struct Impl;
+    explicit Question(std::uint64_t began) : began_(began) {}
+    const std::uint64_t began_;
+  };
+  std::shared_ptr<Question> ask_outside();
+  bool told_since(const Question& question, const wire::NodeId& dir, std::string_view name) const;
+  bool told_since(const Question& question, const wire::NodeId& node) const;
+
+  // What happened in the sandbox below what is loaded before this call is in the mirror, and was told to the
+  // listeners, when done(0) runs. By the agent's barrier where it watches, else by a scan.
+  void barrier(Deadline deadline, Done done);
+  struct WatchStatus {
+    wire::WatchKind kind = wire::WatchKind::kNone;  // of the subtree that is worst off
+    int error = 0;                                  // why kNone
+    std::size_t subtrees = 0, watched = 0;
+    std::uint64_t looking_again = 0;  // directories about to be listed again
+    std::uint64_t changed = 0, lost = 0, unknown = 0;  // states and losses told; of unknown directories
+    EventStream::Position position;
+  };
+  WatchStatus watch_status() const;
 
   void add_listener(ChangeListener* listener);
   void remove_listener(ChangeListener* listener);  // no call is running when it returns
@@ -97,7 +135,6 @@ class TreeStore {
   void queue(Changes&& changes, ChangeListener* except);
   void tell();
 
-  struct Impl;
   mutable base::SharedMutex mu_;
   Mirror mirror_;
   std::shared_ptr<Impl> impl_;

@@ -51,8 +51,10 @@ struct Walk {
   std::uint64_t scan = 0;   // its name for Mirror::apply_block()
   std::uint64_t began = 0;  // operations that end later may be newer than what it says
   std::set<NodeIndex> skipped;
+  std::set<NodeIndex> unsure;  // told things of that could not be taken: listed again
   TreeUnpacker unpacker;
   int broken = 0;
+  bool flooded = false;  // more was told meanwhile than is remembered: of no use
   std::chrono::milliseconds stall{0};  // given up after so long without a chunk; 0: at the deadline alone
   std::atomic<std::chrono::steady_clock::time_point> heard{};
   std::atomic<bool> stalled{false};
@@ -95,6 +97,15 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   struct Subtree {
     bool known = false;
     bool loaded = false;
+    wire::WatchKind watch = wire::WatchKind::kNone;
+    int watch_error = 0;
+    bool watch_asked = false;            // there was an answer, or an error
+    std::uint64_t watch_generation = 0;  // of the agent that gave it
+    std::uint32_t watch_root = 0;
+    wire::NodeId node{};
+    bool watched(std::uint64_t now) const {
+      return watch != wire::WatchKind::kNone && watch_generation == now;
+    }
     Completions known_waiters;
     Completions done_waiters;
     std::vector<std::function<void()>> after;  // run when it is loaded or was given up
@@ -107,6 +118,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
     Completions waiters;
     std::deque<std::string> left;
     std::set<NodeIndex> skipped;
+    std::vector<std::function<void()>> after;
     int error = 0;
   };
   struct Relist {
@@ -120,10 +132,51 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   struct Operations {
     std::uint64_t under_way = 0;
     std::uint64_t touched = 0;  // op_epoch when one last began or ended
+    bool told = false;          // an event spoke of it while one was under way
+    Clock::time_point until{};  // what is told before may have been seen before the operation
   };
+  struct Recheck {  // of look_again()
+    bool deep = false;
+    bool running = false;
+    bool again = false;       // asked for once more meanwhile
+    std::uint64_t asked = 0;  // by recheck_count
+    std::uint64_t asked_again = 0;
+    int attempt = 0;
+  };
+  using Rechecks = std::vector<std::pair<NodeIndex, bool>>;  // directory, deep
+  struct Barriers {  // the calls of one barrier()
+    CompletionPtr whose;
+    Deadline deadline;
+    std::uint64_t generation = 0, instance = 0;
+    std::size_t left = 0;
+    std::uint64_t seq = 0;
+    int error = 0;
+  };
+  struct Lost {
+    NodeIndex top = kNoNode;
+    bool recursive = false;
+    std::uint64_t epoch = 0;
+  };
+  // What events told since the oldest walk that runs began; times are op_epoch.
+  struct ToldLog {
+    std::unordered_map<std::uint64_t, std::uint64_t> keys;  // of names and nodes
+    std::map<wire::NodeId, std::uint64_t> listings;
+    std::vector<Lost> lost;
+    std::uint64_t last = 0;     // when something was told
+    std::uint64_t flooded = 0;  // what was told before is not remembered
+  };
+  static constexpr std::size_t kMaxTold = 512 * 1024;
+  static constexpr std::size_t kMaxToldListings = 64 * 1024;
+  static constexpr std::size_t kMaxLost = 64;
+  static constexpr std::size_t kMaxOwn = 4096;         // operations remembered after their end
+  static constexpr std::size_t kMaxRechecks = 65536;   // then everything is
+  static constexpr int kMaxRecheckAttempts = 12;       // of one that fails
+  static constexpr auto kOwnWindow = std::chrono::seconds(10);
+  static constexpr auto kLongestRecheckPause = std::chrono::milliseconds(640);
 
   Impl(TreeStore& owner, api::AgentLink& to, base::Timers& with, base::Logger& logger)
-      : store(owner), link(to), timers(with), log(logger) {}
+      : store(owner), link(to), timers(with), log(logger), told_salt(random_salt()) {}
+  static std::uint64_t random_salt();
 
   // ---- life (tree_store.cpp)
   bool enter() EXCLUDES(mu);
@@ -150,15 +203,16 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   using Stated = std::function<void(int error)>;
   void stat_path(const std::string& path, Deadline deadline, Stated then);
   int link_prefixes(const std::vector<std::string>& prefixes, const std::vector<wire::StatResult>& results,
-                    std::uint64_t began);
+                    const Question& question);
   void walk(std::string path, std::uint32_t depth, Deadline deadline, Walk::Then then,
             std::chrono::milliseconds stall = {});
   void watch_stall(const WalkPtr& one, std::chrono::milliseconds left);
   void start_walk(const WalkPtr& one, std::uint32_t root);
   void walk_ended(const WalkPtr& one, int error, wire::ByteView payload);
   void apply(Walk& one, const std::vector<wire::TreeBlock>& blocks);
-  std::uint64_t op_now() EXCLUDES(ops_mu);
   bool frozen(NodeIndex dir, std::uint64_t began) EXCLUDES(ops_mu);
+  bool own_near(NodeIndex node) EXCLUDES(ops_mu);
+  void tidy_operations() REQUIRES(ops_mu);
   void walk_begins(Walk& one) EXCLUDES(ops_mu);
   void walk_is_over(const Walk& one) EXCLUDES(ops_mu);
 
@@ -186,6 +240,33 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   void relist_step(const std::shared_ptr<Relist>& list);
   void relist_soon(const std::set<NodeIndex>& dirs, int attempt, std::function<void()> then);
 
+  // ---- what the agent tells (tree_watch.cpp)
+  using Then = std::function<void()>;
+  void watch(const std::string& path, Deadline deadline, Then then);
+  void watch_over(const std::string& path, std::uint64_t for_generation, const wire::RootReply& root,
+                  const wire::WatchReply& reply, int error) EXCLUDES(mu);
+  void apply_changed(const wire::Changed& changed);
+  void apply_state(const wire::NameState& state, Mirror& mirror, Changes& changes, Rechecks& again);
+  void apply_node(const wire::NameState& state, Mirror& mirror, Changes& changes, Rechecks& again);
+  void apply_lost(const wire::Lost& lost);
+  std::uint64_t told_key(const wire::NodeId& dir, std::string_view name) const;
+  void told_name(const wire::NodeId& dir, std::string_view name) EXCLUDES(ops_mu);
+  void told_listing(const wire::NodeId& dir) EXCLUDES(ops_mu);
+  void told_lost(NodeIndex top, bool recursive) EXCLUDES(ops_mu);
+  bool told_since(std::uint64_t began, const wire::NodeId& dir, std::string_view name) EXCLUDES(ops_mu);
+  bool listing_told_since(std::uint64_t began, const Mirror& mirror, NodeIndex dir) EXCLUDES(ops_mu);
+  bool anything_told_since(std::uint64_t began, bool& flooded) EXCLUDES(ops_mu);
+  void questions_over(std::uint64_t id) EXCLUDES(ops_mu);
+  void recheck(const Rechecks& dirs) EXCLUDES(mu);
+  void recheck_all(const std::set<NodeIndex>& dirs) EXCLUDES(mu);
+  void recheck_step();
+  void rechecked(NodeIndex dir, int error, const std::set<NodeIndex>& skipped) EXCLUDES(mu);
+  void barrier(const CompletionPtr& whose, Deadline deadline);
+  void barrier_answered(const std::shared_ptr<Barriers>& all, int error, wire::ByteView payload);
+  void barrier_handled(const std::shared_ptr<Barriers>& all, int error);
+  void barrier_rechecked(const CompletionPtr& whose);
+  void barrier_told(const CompletionPtr& whose) EXCLUDES(tell_mu);
+
   TreeStore& store;
   api::AgentLink& link;
   base::Timers& timers;
@@ -210,6 +291,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   std::uint32_t root_number GUARDED_BY(mu) = 0;
   std::string root_canonical GUARDED_BY(mu);
   std::uint64_t generation GUARDED_BY(mu) = 0;  // counts agent instances
+  std::uint64_t instance GUARDED_BY(mu) = 0;
   std::vector<std::function<void(std::uint32_t)>> waiting_for_root GUARDED_BY(mu);
 
   std::map<std::string, Subtree> subtrees GUARDED_BY(mu);
@@ -218,11 +300,21 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   std::shared_ptr<Run> run GUARDED_BY(mu);
   bool run_again GUARDED_BY(mu) = false;
   Completions next_run GUARDED_BY(mu);
+  std::map<NodeIndex, Recheck> rechecks GUARDED_BY(mu);
+  std::deque<NodeIndex> recheck_queue GUARDED_BY(mu);  // those to start
+  std::size_t rechecks_running GUARDED_BY(mu) = 0;
+  std::uint64_t recheck_count GUARDED_BY(mu) = 0;
+  std::vector<std::pair<std::uint64_t, CompletionPtr>> recheck_waiters GUARDED_BY(mu);
 
   base::Mutex ops_mu;  // rank: leaf, taken under the tree's lock
   std::uint64_t op_epoch GUARDED_BY(ops_mu) = 1;
   std::unordered_map<NodeIndex, Operations> operations GUARDED_BY(ops_mu);
-  std::set<std::uint64_t> running_walks GUARDED_BY(ops_mu);
+  std::size_t tidy_at GUARDED_BY(ops_mu) = 64;  // operations to look through
+  std::set<std::uint64_t> running_walks GUARDED_BY(ops_mu);  // and questions
+  ToldLog told_log GUARDED_BY(ops_mu);
+  const std::uint64_t told_salt;
+  std::atomic<std::uint64_t> changed_states{0}, lost_told{0}, unknown_told{0};
+  EventStream* events = nullptr;  // set before the stream starts
 
   struct Told {
     Changes changes;
@@ -232,6 +324,9 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   base::CondVar told;
   std::deque<Told> to_tell GUARDED_BY(tell_mu);
   std::vector<ChangeListener*> listeners GUARDED_BY(tell_mu);
+  std::uint64_t queued GUARDED_BY(tell_mu) = 0;  // numbers of what was handed in, and of what was told
+  std::uint64_t told_until GUARDED_BY(tell_mu) = 0;
+  std::vector<std::pair<std::uint64_t, CompletionPtr>> tell_waiters GUARDED_BY(tell_mu);
   bool telling GUARDED_BY(tell_mu) = false;
   ChangeListener* told_now GUARDED_BY(tell_mu) = nullptr;
   std::thread::id teller GUARDED_BY(tell_mu);

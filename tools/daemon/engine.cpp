@@ -30,14 +30,38 @@ using Clock = std::chrono::steady_clock;
 
 constexpr auto kDialTimeout = 120s;   // the agent's upload over a slow line is in it
 constexpr auto kRedialTimeout = 15s;  // the agent is there already
-constexpr auto kRescanEvery = 10s;    // until changes are told live
+constexpr auto kRescanEvery = 10s;  // where nothing is watched
 constexpr auto kRescanDeadline = 60s;
+constexpr auto kMountBarrier = 5s;  // a mount is usable without; it asks then
 constexpr std::size_t kMaxMounts = 256;
 
 // The message of calls without arguments.
 struct Empty {};
 template <class Ar>
 void fields(Ar&, const Empty&) {}
+
+// Another agent counts versions of its own: bytes from before say nothing beside them.
+struct ForgetBytes : sync::ChangeListener {
+  explicit ForgetBytes(fs::BlockCache& of) : cache(of) {}
+  void on_changes(const sync::Changes& changes) noexcept override {
+    for (const auto& change : changes) {
+      if (change.kind == sync::Change::Kind::kAll) return cache.forget();
+    }
+  }
+  fs::BlockCache& cache;
+};
+
+const char* kind_name(wire::WatchKind kind) {
+  switch (kind) {
+    case wire::WatchKind::kFanotify:
+      return "fanotify";
+    case wire::WatchKind::kInotify:
+      return "inotify";
+    case wire::WatchKind::kNone:
+      break;
+  }
+  return "none";
+}
 
 struct Mount {
   std::shared_ptr<fs::MountSession> session;
@@ -108,6 +132,8 @@ struct Engine::Impl {
         loop(loop_options(), log) {
     link->add_observer(&up);
     ops.attach(events);
+    tree.attach(events);
+    tree.add_listener(&forget);
     events.start();
   }
   ~Impl();
@@ -120,7 +146,8 @@ struct Engine::Impl {
   base::Result<bool> unmount(const std::string& mountpoint, Deadline deadline);
   void record() REQUIRES(mu);
   void schedule_rescan();
-  int rescan(Deadline deadline);
+  int barrier(Deadline deadline);
+  int drain(Deadline deadline);
   nlohmann::json status();
 
   std::unique_ptr<Dialer> dialer;
@@ -142,6 +169,7 @@ struct Engine::Impl {
   sync::TreeStore tree;
   fs::OpLog ops;
   fs::BlockCache cache;
+  ForgetBytes forget{cache};
   fs::FuseLoop loop;
 };
 
@@ -173,6 +201,7 @@ std::unique_ptr<channel::Link> Engine::Impl::make_link() {
 Engine::Impl::~Impl() {
   // The reverse of the start: mounts went before; then what calls the link, then the link.
   events.stop();
+  tree.remove_listener(&forget);
   ops.close();
   cache.close();
   link->remove_observer(&up);
@@ -284,6 +313,10 @@ base::Result<nlohmann::json> Engine::Impl::mount(const nlohmann::json& request, 
   }
   made->on_gone([this] { on_idle_change(); });
   schedule_rescan();
+  // What happened before the command is seen after it, also where the tree was here already.
+  if (const int error = barrier(std::min(deadline, Clock::now() + kMountBarrier)); error != 0) {
+    log.warn("event=mount_barrier errno=" + std::to_string(error));
+  }
   return answer;
 }
 
@@ -317,38 +350,51 @@ base::Result<bool> Engine::Impl::unmount(const std::string& mountpoint, Deadline
   return true;
 }
 
-int Engine::Impl::rescan(Deadline deadline) {
-  const Waiter scanned;
-  tree.rescan(deadline, scanned.completion());
-  const int error = scanned.wait(deadline);
+// Own operations are acknowledged. The errno of the wait.
+int Engine::Impl::drain(Deadline deadline) {
+  const Waiter drained;
+  ops.when_drained([done = drained.completion()] { done(0); });
+  return drained.wait(deadline);
+}
+
+// What happened in the sandbox is in the mirror, and the kernel believes nothing else any more.
+int Engine::Impl::barrier(Deadline deadline) {
+  const Waiter passed;
+  tree.barrier(deadline, passed.completion());
+  if (const int error = passed.wait(deadline); error != 0) return error;
   std::vector<std::shared_ptr<fs::MountSession>> sessions;
   {
     base::MutexLock lock(mu);
     for (const auto& [point, mount] : mounts) sessions.push_back(mount.session);
   }
-  for (const auto& session : sessions) (void)session->wait_invalidated(std::min(deadline, Clock::now() + 5s));
-  return error;
+  for (const auto& session : sessions) {
+    if (!session->wait_invalidated(deadline) && !session->gone()) return ETIMEDOUT;
+  }
+  return 0;
 }
 
+// Looks again from time to time where the agent cannot watch.
 void Engine::Impl::schedule_rescan() {
   base::MutexLock lock(mu);
   if (rescan_planned || stopping || mounts.empty()) return;
   rescan_planned = true;
   timers.after(kRescanEvery, [this] {
+    const auto watch = tree.watch_status();
+    bool again = false;
     {
       base::MutexLock inner(mu);
-      if (stopping || mounts.empty()) {
-        rescan_planned = false;
-        return;
-      }
+      again = !stopping && !mounts.empty();
+      if (!again) rescan_planned = false;
     }
-    tree.rescan(Clock::now() + kRescanDeadline, [this](int) {
+    if (!again) return;
+    const auto next = [this](int) {
       {
         base::MutexLock inner(mu);
         rescan_planned = false;
       }
       schedule_rescan();
-    });
+    };
+    watch.watched < watch.subtrees ? tree.rescan(Clock::now() + kRescanDeadline, next) : next(0);
   });
 }
 
@@ -370,6 +416,8 @@ nlohmann::json Engine::Impl::status() {
     }
   }
   const auto cached = cache.stats();
+  const auto watch = tree.watch_status();
+  const auto lag = watch.position.newest - std::min(watch.position.newest, watch.position.handled);
   const auto [nodes, memory] = tree.read(
       [](const sync::Mirror& mirror) { return std::pair(mirror.node_count(), mirror.memory_bytes()); });
   return {{"target", dialer->describe()},
@@ -384,6 +432,17 @@ nlohmann::json Engine::Impl::status() {
             {"last_error", state.last_error}}},
           {"mounts", list},
           {"pending_operations", ops.unacknowledged()},
+          {"watch",
+           {{"kind", kind_name(watch.kind)},
+            {"error", watch.error},
+            {"subtrees", watch.subtrees},
+            {"watched", watch.watched},
+            {"seq", watch.position.handled},
+            {"lag", lag},
+            {"states", watch.changed},
+            {"lost", watch.lost},
+            {"unknown", watch.unknown},
+            {"looking_again", watch.looking_again}}},
           {"tree", {{"nodes", nodes}, {"memory_bytes", memory}}},
           {"cache", {{"bytes", cached.bytes}, {"fetched", cached.fetched}}}};
 }
@@ -451,22 +510,20 @@ void Engine::reap() {
 }
 
 base::Result<void> Engine::flush(Deadline deadline) {
-  const Waiter drained;
-  impl_->ops.when_drained([done = drained.completion()] { done(0); });
-  if (const int error = drained.wait(deadline); error != 0) {
+  if (const int error = impl_->drain(deadline); error != 0) {
     return base::errno_error(
         error, std::to_string(impl_->ops.unacknowledged()) +
                    " operations are not acknowledged yet; run nearbox flush again when the sandbox answers");
   }
   if (mounts() == 0) return {};
-  if (const int error = impl_->rescan(deadline); error != 0)
-    return base::errno_error(error, "look at the sandbox again");
+  if (const int error = impl_->barrier(deadline); error != 0)
+    return base::errno_error(error, "wait for the sandbox's changes; run nearbox flush again");
   return {};
 }
 
-void Engine::settle(Deadline deadline) {
-  if (mounts() > 0) (void)impl_->rescan(deadline);
-}
+int Engine::settle(Deadline deadline) { return mounts() > 0 ? impl_->barrier(deadline) : 0; }
+
+int Engine::drain(Deadline deadline) { return impl_->drain(deadline); }
 
 nlohmann::json Engine::status() const { return impl_->status(); }
 

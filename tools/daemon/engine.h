@@ -41,10 +41,13 @@ class Engine {
   std::size_t mounts() const;
   void reap();  // forgets mounts that were taken away from outside
 
-  // Waits until every operation was acknowledged and the tree was looked at again.
+  // Waits until every operation was acknowledged, and for the barrier of settle().
   base::Result<void> flush(Deadline deadline);
-  // What changed in the sandbox becomes visible in the mounts; nothing to do without mounts.
-  void settle(Deadline deadline);
+  // What changed in the sandbox before is visible in the mounts when it returns 0; nothing to do without
+  // mounts. Else an errno: the mounts are told, or ask, later.
+  int settle(Deadline deadline);
+  // What local programs did before is done in the sandbox when it returns 0.
+  int drain(Deadline deadline);
   nlohmann::json status() const;
   // Ends the link: every wait of a client thread comes back with ESHUTDOWN. Unmount first.
   void stop();

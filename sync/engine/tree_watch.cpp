@@ -1,0 +1,615 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cerrno>
+#include <sys/random.h>
+#include <sys/stat.h>
+
+#include "client/base/fault.h"
+#include "client/wire/paths.h"
+#include "sync/engine/tree_store_impl.h"
+
+// What the agent's watcher tells: brought into the mirror, and remembered for the walks that run.
+namespace nearbox::sync {
+
+using namespace std::chrono_literals;
+
+namespace {
+
+wire::NodeId id_of(const wire::Attr& attr) { return {attr.dev, attr.ino}; }
+bool same_type(const wire::Attr& a, const wire::Attr& b) { return (a.mode & S_IFMT) == (b.mode & S_IFMT); }
+
+std::uint64_t stir(std::uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
+  return x ^ (x >> 31);
+}
+
+}  // namespace
+
+std::uint64_t TreeStore::Impl::random_salt() {
+  std::uint64_t salt = 0;
+  while (salt == 0) {
+    if (::getrandom(&salt, sizeof salt, 0) != sizeof salt) salt = 0;
+  }
+  return salt;
+}
+
+// ---- watching
+
+// Has the agent watch the subtree at `path`; then() runs when it answered, whatever it said.
+void TreeStore::Impl::watch(const std::string& path, Deadline deadline, Then then) {
+  if (events == nullptr) {
+    watch_over(path, 0, {}, {}, EOPNOTSUPP);
+    return then();
+  }
+  const bool asked = with_root([this, path, deadline, then](std::uint32_t) {
+    wire::RootOpen ask;
+    std::uint64_t now = 0;
+    {
+      base::MutexLock lock(mu);
+      now = generation;
+      ask.path = root_canonical;
+    }
+    if (!path.empty()) ask.path += (ask.path.ends_with('/') ? "" : "/") + path;
+    const auto again = [this, path, deadline, then] { watch(path, deadline, then); };
+    unary(wire::Method::kRootOpen, wire::encode(ask), deadline,
+          [=, this](int error, wire::ByteView payload) {
+            const auto root = error == 0 ? wire::decode<wire::RootReply>(payload) : std::nullopt;
+            if (error == ECONNRESET && Clock::now() < deadline) return later(kRetryPause, again);
+            if (!root) {
+              watch_over(path, now, {}, {}, error != 0 ? error : EPROTO);
+              return then();
+            }
+            unary(wire::Method::kWatch, wire::encode(wire::Watch{root->root}), deadline,
+                  [=, this, root = *root](int failed, wire::ByteView answer) {
+                    if (failed == ECONNRESET && Clock::now() < deadline) return later(kRetryPause, again);
+                    const auto reply = failed == 0 ? wire::decode<wire::WatchReply>(answer) : std::nullopt;
+                    if (failed == 0 && !reply) failed = EPROTO;
+                    watch_over(path, now, root, reply.value_or(wire::WatchReply{}), failed);
+                    then();
+                  });
+          });
+  });
+  if (asked) return;
+  watch_over(path, 0, {}, {}, EAGAIN);
+  then();
+}
+
+void TreeStore::Impl::watch_over(const std::string& path, std::uint64_t for_generation,
+                                 const wire::RootReply& root, const wire::WatchReply& reply, int error) {
+  const auto node = store.read(
+      [&](const Mirror& mirror) { return id_of(mirror.attr(mirror.walk(Mirror::kRoot, path))); });
+  auto kind = reply.kind == wire::WatchKind::kFanotify || reply.kind == wire::WatchKind::kInotify
+                  ? reply.kind
+                  : wire::WatchKind::kNone;
+  if (error == 0 && kind == wire::WatchKind::kNone) error = reply.error > 0 ? reply.error : EOPNOTSUPP;
+  if (error == 0 && node != id_of(root.attr)) error = ESTALE;  // another directory lies there by now
+  if (error != 0) kind = wire::WatchKind::kNone;
+  {
+    base::MutexLock lock(mu);
+    const auto found = subtrees.find(path);
+    if (found == subtrees.end()) return;
+    auto& subtree = found->second;
+    subtree.watch = kind;
+    subtree.watch_error = error;
+    subtree.watch_asked = true;
+    subtree.watch_generation = for_generation;
+    subtree.watch_root = root.root;
+    subtree.node = node;
+  }
+  if (kind == wire::WatchKind::kNone) {
+    log.warn("event=not_watched errno=" + std::to_string(error));
+  } else {
+    log.info(std::string("event=watching kind=") +
+             (kind == wire::WatchKind::kFanotify ? "fanotify" : "inotify") +
+             " directories=" + std::to_string(reply.directories));
+  }
+}
+
+// ---- states
+
+void TreeStore::Impl::apply_changed(const wire::Changed& changed) {
+  const Use use(*this);
+  if (!use) return;
+  changed_states += changed.states.size();
+  Rechecks again;
+  store.write([&](Mirror& mirror, Changes& changes) {
+    for (const auto& state : changed.states) {
+      if (state.name.empty()) {
+        apply_node(state, mirror, changes, again);
+      } else {
+        apply_state(state, mirror, changes, again);
+      }
+    }
+  });
+  recheck(again);
+  resolve_waiters();
+}
+
+// The state of a node itself.
+void TreeStore::Impl::apply_node(const wire::NameState& state, Mirror& mirror, Changes& changes,
+                                 Rechecks& again) {
+  told_name(state.dir, {});
+  const auto node = mirror.find(state.dir);
+  if (node == kNoNode) {
+    ++unknown_told;
+    return;
+  }
+  std::vector<std::pair<NodeIndex, std::string>> names;
+  mirror.names(node, [&](NodeIndex dir, std::string_view name) { names.emplace_back(dir, name); });
+  const bool own = own_near(node);
+  if (state.attr.ino == 0) {
+    for (const auto& [dir, name] : names) {
+      told_name(id_of(mirror.attr(dir)), name);
+      mirror.unlink(dir, name, changes);
+      if (own) again.emplace_back(dir, false);
+    }
+    return;
+  }
+  const auto was = mirror.attr(node);
+  if (id_of(state.attr) != state.dir || !same_type(was, state.attr)) return;
+  if (own && !(was == state.attr)) {
+    again.emplace_back(S_ISDIR(was.mode) || names.empty() ? node : names.front().first, false);
+  }
+  mirror.set_attr(node, state.attr, changes);
+  if ((state.flags & wire::kNameListed) != 0 && mirror.listing(node) == Listing::kPartial) {
+    mirror.set_listing(node, Listing::kComplete);
+  }
+}
+
+void TreeStore::Impl::apply_state(const wire::NameState& state, Mirror& mirror, Changes& changes,
+                                  Rechecks& again) {
+  const auto id = id_of(state.attr);
+  told_name(state.dir, state.name);
+  if (state.attr.ino != 0) told_name(id, {});
+  const auto dir = mirror.find(state.dir);
+  if (dir == kNoNode || !S_ISDIR(mirror.attr(dir).mode) || !mirror.alive(dir)) {
+    ++unknown_told;
+    return;
+  }
+  const auto count = changes.size();
+  const auto there = mirror.lookup(dir, state.name);
+  const auto known = state.attr.ino == 0 ? kNoNode : mirror.find(id);
+  bool own = own_near(dir);
+  if (there != kNoNode) own = own_near(there) || own;
+  if (known != kNoNode && known != there) own = own_near(known) || own;
+  if (state.attr.ino == 0) {
+    if (there != kNoNode) mirror.unlink(dir, state.name, changes);
+  } else if (there == kNoNode && mirror.listing(dir) == Listing::kUnknown) {
+    // Names of a directory that was never listed are asked for when somebody wants them.
+    if (known != kNoNode && same_type(mirror.attr(known), state.attr)) {
+      mirror.set_attr(known, state.attr, changes);
+    }
+  } else {
+    const bool was_alive = known != kNoNode && mirror.alive(known);
+    const auto node = mirror.link(dir, state.name, state.attr, state.target, changes);
+    if (node == kNoNode) {
+      again.emplace_back(dir, false);  // two directories changed places, and half of it is told
+    } else if (S_ISDIR(state.attr.mode) && (state.flags & wire::kNameFresh) != 0) {
+      told_listing(id);
+      mirror.begin_listing(node, changes);
+    } else if (S_ISDIR(state.attr.mode) && !was_alive) {
+      again.emplace_back(node, true);
+    }
+  }
+  if (own && changes.size() != count) again.emplace_back(dir, false);
+}
+
+// ---- losses
+
+void TreeStore::Impl::apply_lost(const wire::Lost& lost) {
+  const Use use(*this);
+  if (!use) return;
+  ++lost_told;
+  if (base::fault::active("sync.no_rescan")) return;
+  log.info("event=changes_lost recursive=" + std::to_string(lost.recursive) +
+           " content=" + std::to_string(lost.content));
+  wire::NodeId root;
+  {
+    base::MutexLock lock(mu);
+    for (const auto& [path, subtree] : subtrees) {
+      if (subtree.watched(generation) && subtree.watch_root == lost.root) root = subtree.node;
+    }
+  }
+  if (root == wire::NodeId{}) return;  // of one that is not walked yet
+  Rechecks again;
+  store.write([&](Mirror& mirror, Changes& changes) {
+    auto top = mirror.find(root);
+    if (top == kNoNode || !mirror.alive(top)) return;
+    bool recursive = lost.recursive;
+    std::string_view left = lost.path;
+    while (!left.empty()) {
+      const auto slash = left.find('/');
+      const auto next = mirror.lookup(top, left.substr(0, slash));
+      if (next == kNoNode || !S_ISDIR(mirror.attr(next).mode)) {
+        recursive = true;  // not known by that name: it lies somewhere here
+        break;
+      }
+      top = next;
+      left.remove_prefix(slash == std::string_view::npos ? left.size() : slash + 1);
+    }
+    told_lost(top, recursive);
+    mirror.distrust(top, recursive, lost.content, changes);
+    again.emplace_back(top, recursive);
+  });
+  recheck(again);
+}
+
+// ---- what was told since a walk began
+
+// Names count by a hash of 64 bits with a salt; an empty name is the node itself.
+std::uint64_t TreeStore::Impl::told_key(const wire::NodeId& dir, std::string_view name) const {
+  const auto node = stir(stir(told_salt ^ dir.ino) ^ dir.dev);
+  return name.empty() ? node : stir(node ^ std::hash<std::string_view>{}(name)) ^ 1;
+}
+
+void TreeStore::Impl::told_name(const wire::NodeId& dir, std::string_view name) {
+  const auto key = told_key(dir, name);
+  base::MutexLock lock(ops_mu);
+  if (running_walks.empty()) return;
+  told_log.last = ++op_epoch;
+  if (told_log.keys.size() >= kMaxTold) {
+    told_log.keys.clear();
+    told_log.flooded = told_log.last;
+  }
+  told_log.keys[key] = told_log.last;
+}
+
+void TreeStore::Impl::told_listing(const wire::NodeId& dir) {
+  base::MutexLock lock(ops_mu);
+  if (running_walks.empty()) return;
+  told_log.last = ++op_epoch;
+  if (told_log.listings.size() >= kMaxToldListings) {
+    told_log.listings.clear();
+    told_log.flooded = told_log.last;
+  }
+  told_log.listings[dir] = told_log.last;
+}
+
+void TreeStore::Impl::told_lost(NodeIndex top, bool recursive) {
+  base::MutexLock lock(ops_mu);
+  if (running_walks.empty()) return;
+  told_log.last = ++op_epoch;
+  if (told_log.lost.size() >= kMaxLost) {
+    told_log.lost.clear();
+    top = Mirror::kRoot, recursive = true;
+  }
+  told_log.lost.push_back({top, recursive, told_log.last});
+}
+
+bool TreeStore::Impl::told_since(std::uint64_t began, const wire::NodeId& dir, std::string_view name) {
+  const auto key = told_key(dir, name);
+  base::MutexLock lock(ops_mu);
+  if (told_log.flooded > began) return true;
+  const auto found = told_log.keys.find(key);
+  return found != told_log.keys.end() && found->second > began;
+}
+
+bool TreeStore::Impl::listing_told_since(std::uint64_t began, const Mirror& mirror, NodeIndex dir) {
+  const auto id = id_of(mirror.attr(dir));
+  std::vector<Lost> newer;
+  {
+    base::MutexLock lock(ops_mu);
+    const auto found = told_log.listings.find(id);
+    if (found != told_log.listings.end() && found->second > began) return true;
+    for (const auto& lost : told_log.lost) {
+      if (lost.epoch > began) newer.push_back(lost);
+    }
+  }
+  for (const auto& lost : newer) {
+    if (dir == lost.top) return true;
+    for (auto at = dir; lost.recursive && at != Mirror::kRoot && at != kNoNode;) {
+      at = mirror.parent(at);
+      if (at == lost.top) return true;
+    }
+  }
+  return false;
+}
+
+bool TreeStore::Impl::anything_told_since(std::uint64_t began, bool& flooded) {
+  base::MutexLock lock(ops_mu);
+  flooded = told_log.flooded > began;
+  return told_log.last > began;
+}
+
+void TreeStore::Impl::questions_over(std::uint64_t id) {
+  base::MutexLock lock(ops_mu);
+  running_walks.erase(id);
+  if (running_walks.empty()) told_log = {};
+}
+
+// ---- looking again
+
+void TreeStore::Impl::recheck(const Rechecks& dirs) {
+  if (dirs.empty()) return;
+  bool too_many = false;
+  {
+    base::MutexLock lock(mu);
+    const auto ticket = ++recheck_count;
+    for (const auto& [dir, deep] : dirs) {
+      if (dir == kNoNode) continue;
+      const auto found = rechecks.find(dir);
+      if (found == rechecks.end()) {
+        if ((too_many = rechecks.size() >= kMaxRechecks)) break;
+        rechecks[dir] = {deep, false, false, ticket, 0, 0};
+        recheck_queue.push_back(dir);
+        continue;
+      }
+      auto& one = found->second;
+      one.deep = one.deep || deep;
+      if (one.running) one.again = true, one.asked_again = ticket;
+    }
+  }
+  if (too_many) {
+    store.write([](Mirror& mirror, Changes& changes) {
+      mirror.distrust(Mirror::kRoot, true, true, changes);
+      changes.push_back({Change::Kind::kAll, kNoNode, kNoNode, {}});
+    });
+    rescan({});
+  }
+  later(0ms, [this] { recheck_step(); });
+}
+
+void TreeStore::Impl::recheck_all(const std::set<NodeIndex>& dirs) {
+  Rechecks all;
+  for (const auto dir : dirs) all.emplace_back(dir, false);
+  recheck(all);
+}
+
+void TreeStore::Impl::recheck_step() {
+  while (true) {
+    NodeIndex dir = kNoNode;
+    bool deep = false;
+    {
+      base::MutexLock lock(mu);
+      if (recheck_queue.empty() || rechecks_running >= kRelistAtOnce) return;
+      dir = recheck_queue.front();
+      recheck_queue.pop_front();
+      auto& one = rechecks.at(dir);
+      one.running = true;
+      deep = one.deep;
+      ++rechecks_running;
+    }
+    const auto at = store.read([&](const Mirror& mirror) {
+      const bool is_dir = S_ISDIR(mirror.attr(dir).mode);
+      return mirror.alive(dir) && is_dir ? mirror.path(dir) : std::nullopt;
+    });
+    if (!at) {
+      rechecked(dir, 0, {});
+      continue;
+    }
+    walk(*at, deep ? 0 : 1, Clock::now() + (deep ? kStreamDeadline : kCallDeadline),
+         [this, dir](int error, const std::set<NodeIndex>& skipped) { rechecked(dir, error, skipped); });
+  }
+}
+
+// Tries again what failed, or was held up by own operations.
+void TreeStore::Impl::rechecked(NodeIndex dir, int error, const std::set<NodeIndex>& skipped) {
+  const bool held_up = skipped.contains(dir);
+  std::optional<std::chrono::milliseconds> pause;
+  bool given_up = false, deep = false;
+  std::vector<CompletionPtr> through;
+  {
+    base::MutexLock lock(mu);
+    --rechecks_running;
+    auto& one = rechecks.at(dir);
+    one.running = false;
+    deep = one.deep;
+    if (error != 0 || held_up) {
+      given_up = ++one.attempt >= kMaxRecheckAttempts && !held_up;
+      pause = std::min<std::chrono::milliseconds>(kRelistPause * (1 << std::min(one.attempt, 8)),
+                                                  kLongestRecheckPause);
+    } else if (one.again) {
+      one.asked = one.asked_again;
+      pause = 0ms;
+    }
+    one.again = false;
+    if (!pause || given_up) rechecks.erase(dir);
+    auto oldest = ~std::uint64_t{0};
+    if (!recheck_waiters.empty()) {
+      for (const auto& [node, other] : rechecks) oldest = std::min(oldest, other.asked);
+    }
+    std::erase_if(recheck_waiters, [&](const auto& waiter) {
+      if (waiter.first >= oldest && !waiter.second->ran()) return false;
+      through.push_back(waiter.second);
+      return true;
+    });
+  }
+  auto others = skipped;
+  others.erase(dir);
+  recheck_all(others);
+  if (given_up) {
+    log.warn("event=not_looked_again errno=" + std::to_string(error));
+    store.write([&](Mirror& mirror, Changes& changes) { mirror.distrust(dir, deep, true, changes); });
+  } else if (pause) {
+    later(*pause, [this, dir] {
+      {
+        base::MutexLock lock(mu);
+        recheck_queue.push_back(dir);
+      }
+      recheck_step();
+    });
+  }
+  for (const auto& one : through) barrier_told(one);
+  later(0ms, [this] { recheck_step(); });
+}
+
+// ---- the barrier
+
+void TreeStore::Impl::barrier(const CompletionPtr& whose, Deadline deadline) {
+  if (whose->ran()) return;
+  auto all = std::make_shared<Barriers>();
+  all->whose = whose;
+  all->deadline = deadline;
+  std::vector<std::uint32_t> roots;
+  bool unwatched = false, soon = false;
+  {
+    base::MutexLock lock(mu);
+    if (run) {  // what the mirror says is being proven
+      run->after.push_back([this, whose, deadline] { barrier(whose, deadline); });
+      return;
+    }
+    all->generation = generation;
+    all->instance = instance;
+    for (const auto& [path, subtree] : subtrees) {
+      if (!subtree.watch_asked) {
+        soon = true;
+      } else if (subtree.watched(generation)) {
+        roots.push_back(subtree.watch_root);
+      } else {
+        unwatched = true;
+      }
+    }
+  }
+  if (soon) return later(kRetryPause, [this, whose, deadline] { barrier(whose, deadline); });
+  if (unwatched) {
+    const auto scanned = completion([this, whose](int error) {
+      error != 0 ? finish(whose, error) : barrier_rechecked(whose);
+    }, deadline);
+    return rescan({scanned});
+  }
+  if (roots.empty()) return barrier_rechecked(whose);
+  all->left = roots.size();
+  for (const auto root : roots) {
+    unary(wire::Method::kBarrier, wire::encode(wire::Barrier{root}), deadline,
+          [this, all](int error, wire::ByteView payload) { barrier_answered(all, error, payload); });
+  }
+}
+
+void TreeStore::Impl::barrier_answered(const std::shared_ptr<Barriers>& all, int error,
+                                       wire::ByteView payload) {
+  const auto reply = error == 0 ? wire::decode<wire::BarrierReply>(payload) : std::nullopt;
+  if (error == 0 && !reply) error = EPROTO;
+  {
+    base::MutexLock lock(mu);
+    if (all->error == 0) all->error = error;
+    if (reply) all->seq = std::max(all->seq, reply->seq);
+    if (--all->left != 0) return;
+    error = all->error;
+  }
+  if (error != 0) return barrier_handled(all, error);
+  events->when_handled(all->instance, all->seq, [this, weak = weak_from_this(), all](int failed) {
+    const auto impl = weak.lock();
+    if (!impl) return;
+    if (const Use use(*impl); use) barrier_handled(all, failed);
+  });
+}
+
+void TreeStore::Impl::barrier_handled(const std::shared_ptr<Barriers>& all, int error) {
+  const auto& whose = all->whose;
+  if (error == ECONNRESET && Clock::now() < all->deadline) {  // another agent: proven by a scan
+    return later(kRetryPause, [this, all] { barrier(all->whose, all->deadline); });
+  }
+  error != 0 ? finish(whose, error) : barrier_rechecked(whose);
+}
+
+void TreeStore::Impl::barrier_rechecked(const CompletionPtr& whose) {
+  {
+    base::MutexLock lock(mu);
+    if (!rechecks.empty()) {
+      recheck_waiters.emplace_back(recheck_count, whose);
+      return;
+    }
+  }
+  barrier_told(whose);
+}
+
+// All that was made is told to the listeners when it runs.
+void TreeStore::Impl::barrier_told(const CompletionPtr& whose) {
+  {
+    base::MutexLock lock(tell_mu);
+    if (told_until < queued) {
+      tell_waiters.emplace_back(queued, whose);
+      return;
+    }
+  }
+  finish_soon(whose, 0);
+}
+
+// ---- the public face
+
+void TreeStore::attach(EventStream& events) {
+  impl_->events = &events;
+  const std::weak_ptr<Impl> weak = impl_;
+  events.on_changed([weak](const wire::Changed& changed) {
+    if (const auto impl = weak.lock()) impl->apply_changed(changed);
+  });
+  events.on_lost([weak](const wire::Lost& lost) {
+    if (const auto impl = weak.lock()) impl->apply_lost(lost);
+  });
+}
+
+void TreeStore::look_again(NodeIndex node) {
+  const auto dir = read([&](const Mirror& mirror) {
+    auto at = node;
+    if (!S_ISDIR(mirror.attr(node).mode)) {
+      at = kNoNode;
+      mirror.names(node, [&](NodeIndex in, std::string_view) { at = in; });
+    }
+    return at;
+  });
+  impl_->recheck({{dir, false}});
+}
+
+std::uint64_t TreeStore::unknown_told() const { return impl_->unknown_told; }
+
+std::shared_ptr<TreeStore::Question> TreeStore::ask_outside() {
+  std::uint64_t id = 0;
+  {
+    base::MutexLock lock(impl_->mu);
+    id = impl_->next_id++;
+  }
+  std::uint64_t began = 0;
+  {
+    base::MutexLock lock(impl_->ops_mu);
+    began = impl_->op_epoch;
+    impl_->running_walks.insert(id);
+  }
+  return {new Question(began), [weak = std::weak_ptr(impl_), id](Question* question) {
+            if (const auto impl = weak.lock()) impl->questions_over(id);
+            delete question;
+          }};
+}
+
+bool TreeStore::told_since(const Question& question, const wire::NodeId& dir, std::string_view name) const {
+  return impl_->told_since(question.began_, dir, name);
+}
+bool TreeStore::told_since(const Question& question, const wire::NodeId& node) const {
+  return impl_->told_since(question.began_, node, {});
+}
+
+void TreeStore::barrier(Deadline deadline, Done done) {
+  const auto whose = impl_->completion(std::move(done), deadline);
+  const bool asked = impl_->with_root([impl = impl_.get(), whose, deadline](std::uint32_t) {
+    impl->barrier(whose, deadline);
+  });
+  if (!asked) impl_->finish_soon(whose, EAGAIN);
+}
+
+TreeStore::WatchStatus TreeStore::watch_status() const {
+  WatchStatus status;
+  status.kind = wire::WatchKind::kFanotify;
+  {
+    base::MutexLock lock(impl_->mu);
+    for (const auto& [path, subtree] : impl_->subtrees) {
+      ++status.subtrees;
+      if (subtree.watched(impl_->generation)) {
+        ++status.watched;
+        if (subtree.watch != wire::WatchKind::kFanotify && status.kind != wire::WatchKind::kNone)
+          status.kind = subtree.watch;
+      } else {
+        status.kind = wire::WatchKind::kNone;
+        status.error = subtree.watch_error;
+      }
+    }
+    if (status.subtrees == 0) status.kind = wire::WatchKind::kNone;
+    status.looking_again = impl_->rechecks.size();
+  }
+  status.changed = impl_->changed_states;
+  status.lost = impl_->lost_told;
+  status.unknown = impl_->unknown_told;
+  if (impl_->events != nullptr) status.position = impl_->events->position();
+  return status;
+}
+
+}  // namespace nearbox::sync
