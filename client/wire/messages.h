@@ -461,7 +461,7 @@ struct Op {
   std::string path;
   std::string path2;
   NodeId expect{};           // node at path (for creations: the parent directory); {0,0}: any
-  NodeId expect2{};          // parent directory of path2
+  NodeId expect2{};          // parent directory of path2; kCopyRange: the node at path2
   std::uint64_t orphan = 0;  // != 0: the kept file instead of path
   std::uint32_t flags = 0;
   std::uint32_t mode = 0;

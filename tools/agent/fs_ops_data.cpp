@@ -226,9 +226,9 @@ Result<void> do_copy_range(OpContext& context, const wire::Op& op, wire::OpDone&
   if (!fits(op.offset, op.size) || !fits(op.rdev, op.size)) return base::errno_error(EFBIG, "copy");
   auto in = open_data(context, op, O_RDONLY);
   if (!in) return std::move(in).error();
-  auto place = place_in(context, op.root, op.path2, op.expect2);
+  auto place = place_in(context, op.root, op.path2, wire::NodeId{});
   if (!place) return std::move(place).error();
-  auto out = open_for_write(*place, {}, O_WRONLY);
+  auto out = open_for_write(*place, op.expect2, O_WRONLY);
   if (!out) return std::move(out).error();
   auto result = copy_range(in->fd, out->fd.get(), op, done.written);
   auto finished = finish(out->fd.get(), op, done);
