@@ -129,6 +129,14 @@ TEST_F(MountTest, BulkWritesAndMappedWritesAreRight) {
   EXPECT_TRUE(slurp(mnt + "/copy") == data);
   output({"cp", "--reflink=never", mnt + "/copy", mnt + "/again"});
   EXPECT_TRUE(slurp(src + "/again") == data);
+  // A copy inside of the sandbox.
+  const base::UniqueFd to(::open((mnt + "/again").c_str(), O_WRONLY | O_CLOEXEC));
+  off64_t from_at = 1'000'000;
+  off64_t to_at = 0;
+  EXPECT_EQ(::copy_file_range(fd.get(), &from_at, to.get(), &to_at, 3, 0), 3) << errno;
+  data.replace(0, 3, "abc");
+  EXPECT_TRUE(slurp(src + "/again") == data);
+  EXPECT_TRUE(slurp(mnt + "/again") == data);
 }
 
 TEST_F(MountTest, UnlinkedFilesStayReadableAndWritable) {
