@@ -524,11 +524,13 @@ struct OpDone {
   Attr attr;                  // of the node after it (zero ino: gone)
   Attr parent;                // of the directory that changed (zero ino: none)
   Attr parent2;               // kRename across directories
+  Attr before;                // of the node as the operation found it: kWrite, kAppend, kTruncate, kSetAttr,
+                              // kFallocate, kCopyRange (path2); zero ino: not looked at
 };
 template <class Ar, class M>
 void OpDone_fields(Ar& ar, M& m) {
   ar.num(m.op_id), ar.num(m.error), ar.num(m.written), ar.num(m.offset);
-  fields(ar, m.attr), fields(ar, m.parent), fields(ar, m.parent2);
+  fields(ar, m.attr), fields(ar, m.parent), fields(ar, m.parent2), fields(ar, m.before);
 }
 NEARBOX_FIELDS(OpDone)
 

@@ -148,6 +148,15 @@ class Session final : public sync::ChangeListener,
   static void set_parent(sync::Mirror& mirror, sync::NodeIndex dir, const wire::Attr& attr,
                          sync::Changes& changes);
   void renamed_directory();
+  struct Seen {  // an own change of content
+    wire::Attr before, after;
+    bool foreign = false;  // somebody else changed the file too
+  };
+  static constexpr std::uint64_t kWholeFile = UINT64_MAX / 2;
+  static bool changed(const wire::Attr& before, const wire::Attr& after);
+  static bool take_content(sync::NodeIndex node, const wire::NodeId& id, const wire::OpDone& done, Seen& seen,
+                           sync::Mirror& mirror, sync::Changes& changes);
+  void wrote(Ino ino, const Seen& seen, std::uint64_t offset, std::uint64_t length);
   void note_foreign(sync::NodeIndex node, const wire::Attr& before, const wire::Attr& after);
 
   // KernelNotify
