@@ -138,8 +138,9 @@ void OpLog::Impl::submit(wire::Op op, Fn applied, Fn reply) {
   Calls calls;
   {
     MutexLock lock(mu_);
-    Record record{std::move(op), std::move(applied), std::move(reply), Clock::now() + options_.deadline,
-                  next_order_++, false};
+    Record record{std::move(op),    std::move(applied),
+                  std::move(reply), Clock::now() + options_.deadline,
+                  next_order_++,    false};
     const auto bytes = cost(record.op);
     if (closed_) {
       end(std::move(record), ESHUTDOWN, calls);

@@ -51,6 +51,7 @@ class Session final : public sync::ChangeListener,
   int fd() const { return fd_; }
   const MountOptions& options() const { return options_; }
   MountStats stats() const;
+  void met_kernel(unsigned minor);  // its FUSE protocol, 7.minor
   Notifier& notifier() { return *notifier_; }
 
   void on_changes(const sync::Changes& changes) noexcept override;
@@ -125,7 +126,10 @@ class Session final : public sync::ChangeListener,
   enum class Look { kEntry, kNegative, kWant, kError };
   Look look(Ino parent, const std::string& name, fuse_entry_param& entry, int& error, sync::NodeIndex& dir);
   bool answer_lookup(Request& request, Ino parent, const std::string& name, bool last);
-  void answer_entry(Request request, const wire::Attr& attr, const fuse_file_info* info);
+  void answer_entry(Request request, Ino parent, const std::string& name, const wire::Attr& attr,
+                    const fuse_file_info* info);
+  void named(Ino ino, Ino parent, std::string_view name);
+  std::vector<Notifier::Name> kernel_names() const;
   bool fill_dir(Request& request, Ino ino, std::size_t size, std::uint64_t offset, bool plus,
                 sync::NodeIndex& dir, int& error);
   void refresh_statfs();

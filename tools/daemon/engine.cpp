@@ -32,6 +32,8 @@ constexpr auto kDialTimeout = 120s;   // the agent's upload over a slow line is 
 constexpr auto kRedialTimeout = 15s;  // the agent is there already
 constexpr auto kRescanEvery = 10s;    // until changes are told live
 constexpr auto kRescanDeadline = 60s;
+constexpr auto kTellDeadline =
+    5s;  // for the kernels to be told; a request that is held keeps what is its own
 constexpr std::size_t kMaxMounts = 256;
 
 // The message of calls without arguments.
@@ -320,13 +322,16 @@ base::Result<bool> Engine::Impl::unmount(const std::string& mountpoint, Deadline
 int Engine::Impl::rescan(Deadline deadline) {
   const Waiter scanned;
   tree.rescan(deadline, scanned.completion());
-  const int error = scanned.wait(deadline);
+  int error = scanned.wait(deadline);
   std::vector<std::shared_ptr<fs::MountSession>> sessions;
   {
     base::MutexLock lock(mu);
     for (const auto& [point, mount] : mounts) sessions.push_back(mount.session);
   }
-  for (const auto& session : sessions) (void)session->wait_invalidated(std::min(deadline, Clock::now() + 5s));
+  const auto told = std::min(deadline, Clock::now() + kTellDeadline);
+  for (const auto& session : sessions) {
+    if (!session->wait_invalidated(told) && error == 0) error = ETIMEDOUT;
+  }
   return error;
 }
 
