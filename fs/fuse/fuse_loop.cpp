@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "client/base/fault.h"
 #include "fs/fuse/mount_point.h"
 #include "fs/fuse/session.h"
 #include "fs/fuse/watchdog.h"
@@ -332,7 +333,7 @@ base::Result<std::unique_ptr<MountSession>> FuseLoop::mount(const MountOptions& 
   if (auto ok = impl->session->start((*point)->take_fd()); !ok) return std::move(ok).error();
   impl->entry = core_->add(impl->session);
   impl->point = std::move(*point);
-  if (!options.watchdog_program.empty()) {
+  if (!options.watchdog_program.empty() && !base::fault::active("fs.no_watchdog")) {
     auto dog = Watchdog::start(options.watchdog_program, shown.mountpoint, impl->point->minor());
     if (dog) {
       impl->watchdog = std::move(*dog);

@@ -51,6 +51,7 @@ class Session final : public sync::ChangeListener,
   int fd() const { return fd_; }
   const MountOptions& options() const { return options_; }
   MountStats stats() const;
+  void met_kernel(unsigned minor);  // its FUSE protocol, 7.minor
   Notifier& notifier() { return *notifier_; }
 
   void on_changes(const sync::Changes& changes) noexcept override;
@@ -139,7 +140,10 @@ class Session final : public sync::ChangeListener,
   bool prove_first(Request& request, sync::NodeIndex node, std::function<void(Request)> then);
   bool prove_names_first(Request& request, Ino parent, std::function<void(Request)> then);
   bool wait_proof(Request& request, sync::NodeIndex dir, std::function<void(Request)> then);
-  void answer_entry(Request request, const wire::Attr& attr, const fuse_file_info* info);
+  void answer_entry(Request request, Ino parent, const std::string& name, const wire::Attr& attr,
+                    const fuse_file_info* info);
+  void named(Ino ino, Ino parent, std::string_view name);
+  std::vector<Notifier::Name> kernel_names() const;
   bool fill_dir(Request& request, Ino ino, std::size_t size, std::uint64_t offset, bool plus, bool proved,
                 sync::NodeIndex& dir);
   void refresh_statfs();
@@ -163,6 +167,15 @@ class Session final : public sync::ChangeListener,
                          sync::Changes& changes);
   void tell_kernel(const sync::Change& change);
   void renamed_directory();
+  struct Seen {  // an own change of content
+    wire::Attr before, after;
+    bool foreign = false;  // somebody else changed the file too
+  };
+  static constexpr std::uint64_t kWholeFile = UINT64_MAX / 2;
+  static bool changed(const wire::Attr& before, const wire::Attr& after);
+  static bool take_content(sync::NodeIndex node, const wire::NodeId& id, const wire::OpDone& done, Seen& seen,
+                           sync::Mirror& mirror, sync::Changes& changes);
+  void wrote(Ino ino, const Seen& seen, std::uint64_t offset, std::uint64_t length);
   void note_foreign(sync::NodeIndex node, const wire::Attr& before, const wire::Attr& after);
 
   // KernelNotify

@@ -33,6 +33,7 @@ constexpr auto kRedialTimeout = 15s;  // the agent is there already
 constexpr auto kRescanEvery = 10s;  // where nothing is watched
 constexpr auto kRescanDeadline = 60s;
 constexpr auto kMountBarrier = 5s;  // a mount is usable without; it asks then
+constexpr auto kTellDeadline = 5s;  // for the kernels; a request that is held keeps what is its own
 constexpr std::size_t kMaxMounts = 256;
 
 // The message of calls without arguments.
@@ -367,8 +368,9 @@ int Engine::Impl::barrier(Deadline deadline) {
     base::MutexLock lock(mu);
     for (const auto& [point, mount] : mounts) sessions.push_back(mount.session);
   }
+  const auto told = std::min(deadline, Clock::now() + kTellDeadline);
   for (const auto& session : sessions) {
-    if (!session->wait_invalidated(deadline) && !session->gone()) return ETIMEDOUT;
+    if (!session->wait_invalidated(told) && !session->gone()) return ETIMEDOUT;
   }
   return 0;
 }
