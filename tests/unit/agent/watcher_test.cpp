@@ -303,7 +303,7 @@ INSTANTIATE_TEST_SUITE_P(Kinds, WatcherTest,
                                            Kind{"fanotify_basic", "agent.no_fan_rename\n",
                                                 wire::WatchKind::kFanotify},
                                            Kind{"inotify", "agent.no_fanotify\n", wire::WatchKind::kInotify}),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& kind) { return std::string(kind.param.name); });
 
 }  // namespace
 }  // namespace nearbox::agent

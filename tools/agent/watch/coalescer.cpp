@@ -5,17 +5,12 @@
 #include <cstring>
 #include <utility>
 
+#include "tools/agent/watch/node_hash.h"
+
 namespace nearbox::agent {
 namespace {
 
 constexpr std::size_t kEntryCost = 192;  // what a name weighs besides its bytes
-
-std::string make_key(wire::NodeId dir, std::string_view name) {
-  std::string key(sizeof dir, '\0');
-  std::memcpy(key.data(), &dir, sizeof dir);
-  key.append(name);
-  return key;
-}
 
 wire::NodeId dir_of(const std::string& key) {
   wire::NodeId dir;
@@ -28,7 +23,7 @@ wire::NodeId dir_of(const std::string& key) {
 Coalescer::Id Coalescer::entry_of(const Hint& hint) {
   // A node without a name is told apart by its target.
   const bool nameless = hint.name.empty() && hint.dir == wire::NodeId{};
-  auto key = make_key(hint.dir, nameless ? hint.target : hint.name);
+  auto key = place_key(hint.dir, nameless ? hint.target : hint.name);
   if (const auto it = index_.find(key); it != index_.end()) return it->second;
   Id id = 0;
   if (free_.empty()) {
@@ -108,9 +103,14 @@ std::vector<Coalescer::Item> Coalescer::take(TimePoint now, std::size_t max, boo
 }
 
 std::optional<Coalescer::Item> Coalescer::take_name(wire::NodeId dir, std::string_view name, TimePoint now) {
-  const auto it = index_.find(make_key(dir, name));
+  const auto it = index_.find(place_key(dir, name));
   if (it == index_.end() || !entries_[it->second].pending) return std::nullopt;
   return take_entry(it->second, now);
+}
+
+std::uint32_t Coalescer::waiting_flags(wire::NodeId dir, std::string_view name) const {
+  const auto it = index_.find(place_key(dir, name));
+  return it == index_.end() ? 0 : entries_[it->second].flags;
 }
 
 void Coalescer::forget(Id id) {

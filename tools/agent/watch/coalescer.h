@@ -47,6 +47,8 @@ class Coalescer {
   // What waits for this name, as if it were due: its directory is being listed.
   std::optional<Item> take_name(wire::NodeId dir, std::string_view name, TimePoint now);
 
+  // The flags of what waits for this name; 0: nothing does.
+  std::uint32_t waiting_flags(wire::NodeId dir, std::string_view name) const;
   bool pending() const { return pending_ > 0; }
   void clear();
   std::size_t size() const { return index_.size(); }
@@ -54,7 +56,7 @@ class Coalescer {
  private:
   using Id = std::uint32_t;
   struct Entry {
-    std::string key;  // of make_key()
+    std::string key;  // of place_key()
     std::uint32_t flags = 0;
     std::vector<std::string> targets;
     TimePoint last{};

@@ -324,9 +324,15 @@ void FanotifySource::take(const struct fanotify_event_metadata& event, const Rec
   if ((event.mask & kBytes) != 0) flags |= kHintContent;
   if ((event.mask & kNames) != 0) flags |= kHintListing;
   if ((event.mask & FAN_CREATE) != 0) flags |= kHintBorn | kHintFresh;
-  if ((event.mask & FAN_MOVED_TO) != 0) flags |= moved_to(directory, event.pid);
-  if ((event.mask & FAN_MOVED_FROM) != 0 && directory) note_moved_from(event.pid);
-  if (roots_of(node).none()) {
+  const auto roots = roots_of(node);
+  if ((event.mask & FAN_MOVED_TO) != 0) flags |= moved_to(roots, directory, event.pid);
+  if ((event.mask & FAN_MOVED_FROM) != 0 && directory) {
+    flags |= kHintAtOnce;
+    moved_from_pid_ = event.pid;
+    moved_from_roots_ = roots;
+    moved_from_until_ = std::chrono::steady_clock::now() + kPairWithin;
+  }
+  if (roots.none()) {
     // A file with another name below a root may have been written through this one.
     if ((flags & kHintContent) != 0 && (flags & kHintBorn) == 0 && !records.target.empty()) {
       sink.hint({{}, {}, flags, records.target});
@@ -357,7 +363,8 @@ void FanotifySource::renamed(const Records& records, bool directory, HintSink& s
   if (directory) sink.check_roots();
   const std::uint32_t flags = kHintLook | kHintListing | (directory ? kHintAtOnce : 0U);
   // Some root has it new: for its clients all of it is told, for the others once more.
-  const bool arrived = (roots_to & ~roots_from).any();
+  const bool arrived =
+      (roots_to & ~roots_from).any() || (directory && sink.untold(from, records.from.name, records.target));
   if (roots_to.any()) {
     sink.hint({to, records.to.name, flags | (arrived ? kHintFresh | kHintBorn : 0U), records.target});
   }
@@ -366,16 +373,12 @@ void FanotifySource::renamed(const Records& records, bool directory, HintSink& s
 
 // Without FAN_RENAME: what was written under the old name may not have been seen there, so the bytes
 // count as changed. A directory is taken for one that left another place just before.
-std::uint32_t FanotifySource::moved_to(bool directory, std::int32_t pid) {
+std::uint32_t FanotifySource::moved_to(const RootSet& roots, bool directory, std::int32_t pid) {
   if (!directory) return kHintBorn;
-  const bool paired = moved_from_pid_ == pid && std::chrono::steady_clock::now() < moved_from_until_;
+  const bool paired = moved_from_pid_ == pid && std::chrono::steady_clock::now() < moved_from_until_ &&
+                      (roots & ~moved_from_roots_).none();
   moved_from_pid_ = -1;
   return kHintAtOnce | (paired ? 0U : kHintFresh | kHintBorn);
-}
-
-void FanotifySource::note_moved_from(std::int32_t pid) {
-  moved_from_pid_ = pid;
-  moved_from_until_ = std::chrono::steady_clock::now() + kPairWithin;
 }
 
 }  // namespace nearbox::agent

@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "tools/agent/watch/node_hash.h"
 #include "tools/agent/watch/source.h"
 
 namespace nearbox::agent {
@@ -16,12 +17,6 @@ inline constexpr std::size_t kMaxDirs = 64 * 1024;  // whose place is remembered
 inline constexpr std::size_t kMaxLevels = 2048;     // PATH_MAX allows no deeper directory
 inline constexpr std::size_t kReadBuffer = 128 * 1024;
 inline constexpr std::chrono::milliseconds kPairWithin{100};  // MOVED_FROM and its MOVED_TO
-
-struct NodeHash {
-  std::size_t operator()(wire::NodeId node) const {
-    return std::hash<std::uint64_t>()(node.ino * 0x9e3779b97f4a7c15ULL + node.dev);
-  }
-};
 
 // Whole file systems by fanotify: those that roots live on and those mounted below them.
 //
@@ -82,8 +77,7 @@ class FanotifySource final : public WatchSource {
   void take(const struct fanotify_event_metadata& event, const Records& records, HintSink& sink);
   void moved(const Records& records);
   void renamed(const Records& records, bool directory, HintSink& sink);
-  std::uint32_t moved_to(bool directory, std::int32_t pid);
-  void note_moved_from(std::int32_t pid);
+  std::uint32_t moved_to(const RootSet& roots, bool directory, std::int32_t pid);
 
   const base::UniqueFd group_;
   const bool targets_;  // FAN_RENAME and handles of what changed
@@ -94,8 +88,9 @@ class FanotifySource final : public WatchSource {
   std::unordered_map<std::string, Dir*> by_key_;
   std::vector<wire::NodeId> roots_;  // by index
   std::unordered_map<wire::NodeId, RootSet, NodeHash> root_nodes_;
-  std::uint32_t generation_ = 0;  // moves of directories that could not be told
-  std::int32_t moved_from_pid_ = -1;
+  std::uint32_t generation_ = 0;      // moves of directories that could not be told
+  std::int32_t moved_from_pid_ = -1;  // who moved a directory away last, and below which roots
+  RootSet moved_from_roots_;
   std::chrono::steady_clock::time_point moved_from_until_{};
 };
 

@@ -107,6 +107,10 @@ void Looker::look_at(WatchSource& source, int fd, const Item& item, const RootSe
   if (there && S_ISLNK(st.st_mode)) there = read_target(fd, item.name, state.target);
   resolve_targets(source, item, there ? agent::node_of(st) : wire::NodeId{}, roots, out);
   if (!there) {
+    if ((item.flags & kHintFresh) != 0) {
+      if (missed_.size() > kMaxMissed) missed_.clear();
+      missed_.insert(item.targets.begin(), item.targets.end());
+    }
     if (!item.name.empty()) out.gone.push_back({std::move(state), roots});
     return;
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "client/wire/changes.h"
@@ -13,6 +14,8 @@
 namespace nearbox::agent {
 
 inline constexpr std::size_t kMaxFreshNames = 20'000;  // of one new directory with all below it
+
+inline constexpr std::size_t kMaxMissed = 4096;
 
 // What a look found, and below which roots.
 struct Seen {
@@ -40,6 +43,8 @@ class Looker {
  public:
   Looker(Versions& versions, Coalescer& names) : versions_(versions), names_(names) {}
 
+  // A new directory with this handle was gone from its name when it was to be told.
+  bool missed(std::string_view target) const { return missed_.count(std::string(target)) != 0; }
   void set_mounts(MountTable mounts) { mounts_ = std::move(mounts); }
 
   // Items of one directory.
@@ -61,6 +66,7 @@ class Looker {
   Versions& versions_;
   Coalescer& names_;
   MountTable mounts_;
+  std::unordered_set<std::string> missed_;  // at most kMaxMissed, then begun anew
 };
 
 }  // namespace nearbox::agent

@@ -29,6 +29,8 @@ class HintSink {
   virtual void overflow(const char* why) = 0;
   // A root may be gone.
   virtual void check_roots() = 0;
+  // Whether the clients were not told yet of the directory that had this name until now.
+  virtual bool untold(wire::NodeId dir, std::string_view name, std::string_view target) = 0;
 };
 
 // One of the kernel's ways to watch trees.
@@ -45,6 +47,10 @@ class WatchSource {
   virtual base::Result<void> add_root(const RootPtr& root, std::size_t index, HintSink& sink) = 0;
   virtual void remove_root(std::size_t index) = 0;
   virtual std::uint64_t directories() const = 0;  // watched one by one
+  // Some directories could not be watched; stays so.
+  virtual bool incomplete() const { return false; }
+  // Events were lost: finds directories that nobody spoke of.
+  virtual void rescan() {}
 
   // Reads once, without waiting. The number of bytes: 0 when there was nothing.
   virtual std::size_t read(HintSink& sink) = 0;

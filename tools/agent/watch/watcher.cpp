@@ -57,6 +57,9 @@ class Watcher::Sink final : public HintSink {
     w_.why_lost_ = why;
   }
   void check_roots() override { w_.check_roots_ = true; }
+  bool untold(wire::NodeId dir, std::string_view name, std::string_view target) override {
+    return (w_.names_.waiting_flags(dir, name) & kHintFresh) != 0 || w_.looker_.missed(target);
+  }
 
  private:
   Watcher& w_;
@@ -206,6 +209,7 @@ void Watcher::wait() {
     if (!own_.empty() || own_lost_) until = held;
     if (!calls_.empty() || forgot_) until = now;
   }
+  if (incomplete()) until = std::min(until, incomplete_told_ + kIncompleteAgain);
   if (overflowed_ || check_roots_) until = held;
   std::array<struct pollfd, 3> fds{};
   nfds_t count = 0;
@@ -228,6 +232,7 @@ void Watcher::wait() {
 bool Watcher::read_sources(std::size_t max_reads) {
   Sink sink(*this);
   bool more = false;
+  if (base::fault::active("agent.watch_overflow")) sink.overflow("a test");
   for (auto* source : {fanotify_.get(), inotify_.get()}) {
     if (source == nullptr) continue;
     std::size_t reads = 0;
@@ -285,6 +290,7 @@ void Watcher::add_watch(Call& call) {
   WatchedRoot& root = roots_[*index];
   call.watch.kind = root.source->kind();
   call.watch.directories = root.source->directories();
+  if (root.source->incomplete()) call.watch.error = ENOSPC;
   if (call.given_up) {
     forgot_ = true;
     return;
@@ -342,6 +348,7 @@ base::Result<std::size_t> Watcher::add_root(const RootPtr& root) {
 
 void Watcher::do_barrier(Call& call) {
   read_queued();
+  if (incomplete()) overflowed_ = true, why_lost_ = "the limit of inotify watches";
   round(true);
   base::MutexLock lock(mu_);
   for (auto& root : roots_) {
@@ -391,6 +398,10 @@ void Watcher::drop_unused() {
 void Watcher::round(bool everything) {
   const auto now = Clock::now();
   if (!everything && now < last_round_ + kBatch) return;
+  if (incomplete() && now >= incomplete_told_ + kIncompleteAgain) {
+    overflowed_ = true;
+    why_lost_ = "the limit of inotify watches";
+  }
   const auto due = names_.next_due();
   bool own = false;
   {
@@ -591,6 +602,8 @@ void Watcher::tell_lost_dirs(const std::vector<LostDir>& lost) {
 void Watcher::everything_lost(const char* why) {
   log_.warn(std::string("event=watch_lost why=\"") + why + "\"");
   names_.clear();
+  if (inotify_) inotify_->rescan();
+  if (incomplete()) incomplete_told_ = Clock::now();
   // Whatever is queued is covered by what the clients read from now on.
   versions_.bump_all();
   const auto used = used_roots();

@@ -27,6 +27,7 @@ inline constexpr std::size_t kMaxOwnChanges = 64 * 1024;  // of this agent, not 
 inline constexpr std::size_t kMaxWatchCalls = 1024;       // watch() and barrier() waiting
 inline constexpr std::size_t kMaxQueuedBytes = 48 << 20;  // 2 M events in the kernel: taken for an overflow
 inline constexpr std::chrono::seconds kWatchDeadline{60};
+inline constexpr std::chrono::seconds kIncompleteAgain{5};  // how often what is not watched is read again
 
 // What an operation of this agent changed, for the clients that did not ask for it.
 struct OwnChange {
@@ -116,6 +117,7 @@ class Watcher {
   void tell_lost(std::size_t index, const std::string& path, bool content) EXCLUDES(mu_);
   bool give_locked(Subscription& to, wire::EventKind kind, wire::Bytes body) REQUIRES(mu_);
   void everything_lost(const char* why);
+  bool incomplete() const { return inotify_ && inotify_->incomplete(); }
   void check_roots();
   RootSet used_roots() EXCLUDES(mu_);
 
@@ -141,6 +143,7 @@ class Watcher {
   bool overflowed_ = false;
   const char* why_lost_ = "";
   bool check_roots_ = false;
+  Clock::time_point incomplete_told_{};
 
   std::jthread thread_ GUARDED_BY(mu_);  // last: it uses the others
 };
