@@ -91,13 +91,19 @@ base::Result<void> FanotifySource::add_root(const RootPtr& root, std::size_t ind
     return base::errno_error(EPERM, "open by handle");
   }
   for (const auto& below : MountTable::load().ordinary_below(root->path)) {
-    const base::UniqueFd fd(::open(below.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-    if (!fd) continue;  // hidden below another mount
-    if (auto marked = mark(fd.get()); !marked) return std::move(marked).error().during(below);
+    if (auto marked = add_mount(root, below); !marked) return marked;
   }
   if (roots_.size() <= index) roots_.resize(index + 1);
   roots_[index] = root->node;
   root_nodes_[root->node].set(index);
+  return {};
+}
+
+base::Result<void> FanotifySource::add_mount(const RootPtr& /*root*/, const std::string& path) {
+  const base::UniqueFd fd(::open(path.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  if (!fd) return {};  // hidden below another mount, or a file
+  if (auto marked = mark(fd.get()); !marked) return std::move(marked).error().during(path);
+  ++generation_;  // the directories beneath have others above them now
   return {};
 }
 

@@ -34,6 +34,7 @@ class FanotifySource final : public WatchSource {
   wire::WatchKind kind() const override { return wire::WatchKind::kFanotify; }
   int fd() const override { return group_.get(); }
   base::Result<void> add_root(const RootPtr& root, std::size_t index, HintSink& sink) override;
+  base::Result<void> add_mount(const RootPtr& root, const std::string& path) override;
   void remove_root(std::size_t index) override;
   std::uint64_t directories() const override { return 0; }
   std::size_t read(HintSink& sink) override;

@@ -15,8 +15,8 @@
 namespace nearbox::agent {
 namespace {
 
-constexpr std::uint32_t kMask = IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO | IN_MODIFY |
-                                IN_CLOSE_WRITE | IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR;
+constexpr std::uint32_t kMask =
+    IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO | IN_MODIFY | IN_CLOSE_WRITE | IN_ATTRIB | IN_ONLYDIR;
 constexpr std::uint32_t kNames = IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO;
 constexpr std::size_t kBuffer = 128 * 1024;
 constexpr std::size_t kMaxDepth = 2048;
@@ -119,16 +119,30 @@ base::Result<void> InotifySource::add_root(const RootPtr& root, std::size_t inde
   mounts_ = MountTable::load();
   if (roots_.size() <= index) roots_.resize(index + 1);
   roots_[index] = root;
+  // The removal of the root is told to its parent alone: its own event waits for our descriptor.
+  const base::UniqueFd up(::openat(root->dir.get(), "..", O_PATH | O_DIRECTORY | O_CLOEXEC));
+  const auto above = "/proc/self/fd/" + std::to_string(up.get());
+  const int wd =
+      ::inotify_add_watch(fd_.get(), above.c_str(), IN_DELETE | IN_MOVED_FROM | IN_ONLYDIR | IN_MASK_ADD);
+  if (wd >= 0) above_roots_.insert(wd);
   const int error = watch_below(root, "");
   if (error == 0) return {};
   remove_root(index);
   return base::errno_error(error, "inotify");
 }
 
+base::Result<void> InotifySource::add_mount(const RootPtr& root, const std::string& path) {
+  mounts_ = MountTable::load();
+  const auto start = root->path == "/" ? root->path.size() : root->path.size() + 1;
+  const int error = path.size() > start ? watch_below(root, path.substr(start)) : 0;
+  if (error != 0) return base::errno_error(error, path);
+  return {};
+}
+
 void InotifySource::remove_root(std::size_t index) {
   if (index >= roots_.size() || !roots_[index]) return;
   roots_[index].reset();
-  drop_outside();
+  drop_outside();  // parents of roots stay watched for two kinds of event until the queue is closed
 }
 
 void InotifySource::drop(wire::NodeId node) {
@@ -202,8 +216,12 @@ std::size_t InotifySource::pull() {
 }
 
 void InotifySource::take(const struct inotify_event& event, std::string_view name) {
+  if ((event.mask & IN_ISDIR) != 0 && (event.mask & (IN_DELETE | IN_MOVED_FROM)) != 0) check_roots_ = true;
   const auto watched = by_wd_.find(event.wd);
-  if (watched == by_wd_.end()) return;
+  if (watched == by_wd_.end()) {
+    if ((event.mask & IN_IGNORED) != 0) above_roots_.erase(event.wd);
+    return;
+  }
   const auto dir = watched->second;
   if ((event.mask & IN_IGNORED) != 0) {
     by_wd_.erase(watched);
@@ -211,7 +229,6 @@ void InotifySource::take(const struct inotify_event& event, std::string_view nam
     if (it != dirs_.end() && it->second.wd == event.wd) drop(dir);
     return;
   }
-  if ((event.mask & (IN_DELETE_SELF | IN_MOVE_SELF)) != 0) check_roots_ = true;
   const bool directory = (event.mask & IN_ISDIR) != 0;
   std::uint32_t flags = kHintLook;
   if ((event.mask & (IN_MODIFY | IN_CLOSE_WRITE)) != 0) flags |= kHintContent;

@@ -5,6 +5,7 @@
 #include <optional>
 #include <sys/inotify.h>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "tools/agent/mounts.h"
@@ -25,7 +26,7 @@ inline constexpr std::chrono::milliseconds kMoveSettles{500};  // then a MOVED_F
 //
 // Source:  inotify(7). Less is told than by fanotify: nothing of whose change it was, so that
 //          operations of this agent count as changes like any other; nothing of writes through a name
-//          that lies outside the roots.
+//          that lies outside the roots; nothing of the link count of a file that lost another name.
 // Bounds:  the kernel's max_user_watches or kMaxWatches; past it incomplete() is true for good.
 class InotifySource final : public WatchSource {
  public:
@@ -34,6 +35,7 @@ class InotifySource final : public WatchSource {
   wire::WatchKind kind() const override { return wire::WatchKind::kInotify; }
   int fd() const override { return fd_.get(); }
   base::Result<void> add_root(const RootPtr& root, std::size_t index, HintSink& sink) override;
+  base::Result<void> add_mount(const RootPtr& root, const std::string& path) override;
   void remove_root(std::size_t index) override;
   std::uint64_t directories() const override { return by_wd_.size(); }
   bool incomplete() const override { return incomplete_; }
@@ -82,6 +84,7 @@ class InotifySource final : public WatchSource {
   std::unordered_map<std::string, wire::NodeId> places_;  // by parent and name
   std::pair<std::string, wire::NodeId> displaced_;        // whose place was taken last: an exchange
   std::vector<RootPtr> roots_;                            // by index
+  std::unordered_set<int> above_roots_;                   // watches of the parents of roots
   std::vector<Move> moves_;
   std::vector<Deferred> deferred_;
   MountTable mounts_;

@@ -184,6 +184,7 @@ bool Looker::list_one(WatchSource& source, Listing& listing, const std::string& 
       Item item{dir, name, 0, {}};
       if (auto waiting = names_.take_name(dir, name, Clock::now())) item = std::move(*waiting);
       item.flags &= ~static_cast<std::uint32_t>(kHintFresh);
+      item.flags |= kHintBorn;  // what became of it elsewhere, nobody told
       // A directory is told as fresh when its node is known: after the look.
       Findings found_here;
       look_at(source, number, item, listing.roots, found_here);

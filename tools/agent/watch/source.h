@@ -45,6 +45,8 @@ class WatchSource {
   // Watches the tree of a root; `index` is what roots_of() calls it.
   // Errors:  ENOTSUP, EPERM and their like: this source cannot watch there; ENOSPC: a limit.
   virtual base::Result<void> add_root(const RootPtr& root, std::size_t index, HintSink& sink) = 0;
+  // Something was mounted at this place (absolute) below a root.
+  virtual base::Result<void> add_mount(const RootPtr& root, const std::string& path) = 0;
   virtual void remove_root(std::size_t index) = 0;
   virtual std::uint64_t directories() const = 0;  // watched one by one
   // Some directories could not be watched; stays so.

@@ -192,6 +192,7 @@ void Watcher::run(const std::stop_token& stop) noexcept {
 
 void Watcher::step() {
   wait();
+  look_at_mounts();
   serve_calls();
   read_sources(kReadsAStep);
   drop_unused();
@@ -211,12 +212,13 @@ void Watcher::wait() {
   }
   if (incomplete()) until = std::min(until, incomplete_told_ + kIncompleteAgain);
   if (overflowed_ || check_roots_) until = held;
-  std::array<struct pollfd, 3> fds{};
+  std::array<struct pollfd, 4> fds{};
   nfds_t count = 0;
   fds[count++] = {wake_.get(), POLLIN, 0};
   const bool hears = held <= now;
   if (hears && fanotify_) fds[count++] = {fanotify_->fd(), POLLIN, 0};
   if (hears && inotify_) fds[count++] = {inotify_->fd(), POLLIN, 0};
+  if (hears && mountinfo_) fds[count++] = {mountinfo_.get(), POLLPRI, 0};
   const bool watches = fanotify_ || inotify_;
   if (!hears && watches) until = std::min(until, held);
   const auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(until - now).count();
@@ -279,6 +281,7 @@ void Watcher::serve_calls() {
 }
 
 void Watcher::add_watch(Call& call) {
+  look_at_mounts();
   auto index = add_root(call.root);
   base::MutexLock lock(mu_);
   if (!index) {
@@ -314,6 +317,7 @@ base::Result<std::size_t> Watcher::add_root(const RootPtr& root) {
     if (free >= kMaxWatchedRoots) return base::errno_error(EMFILE, "watched roots");
     index = free;
   }
+  if (!mountinfo_) mountinfo_.reset(::open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC));
   looker_.set_mounts(MountTable::load());
   const bool first = !fanotify_ && !inotify_;
   if (first) versions_.enable();
@@ -342,14 +346,16 @@ base::Result<std::size_t> Watcher::add_root(const RootPtr& root) {
   }
   base::MutexLock lock(mu_);
   if (roots_.size() <= index) roots_.resize(index + 1);
-  roots_[index] = {root, *source, {}};
+  roots_[index] = {root, *source, MountTable::load().ordinary_below(root->path), {}, {}};
   return index;
 }
 
 void Watcher::do_barrier(Call& call) {
+  look_at_mounts();
   read_queued();
   if (incomplete()) overflowed_ = true, why_lost_ = "the limit of inotify watches";
   round(true);
+  tell_unwatched();
   base::MutexLock lock(mu_);
   for (auto& root : roots_) {
     for (auto& to : root.subscriptions) {
@@ -390,8 +396,62 @@ void Watcher::drop_unused() {
   versions_.disable();
   fanotify_.reset();
   inotify_.reset();
+  mountinfo_.reset();
   names_.clear();
   overflowed_ = false;
+}
+
+// What came to be mounted below the roots is watched as well; what is there now is for the clients to read.
+void Watcher::look_at_mounts() {
+  struct pollfd changed {
+    mountinfo_.get(), POLLPRI, 0
+  };
+  if (!mountinfo_ || ::poll(&changed, 1, 0) <= 0) return;
+  const auto mounts = MountTable::load();
+  looker_.set_mounts(mounts);
+  const auto used = used_roots();
+  for (std::size_t index = 0; index < used.size(); ++index) {
+    if (!used.test(index)) continue;
+    WatchedRoot at;
+    {
+      base::MutexLock lock(mu_);
+      at.root = roots_[index].root;
+      at.source = roots_[index].source;
+      at.mounts = roots_[index].mounts;
+    }
+    const auto now = mounts.ordinary_below(at.root->path);
+    std::vector<std::string> differ;
+    std::set_symmetric_difference(now.begin(), now.end(), at.mounts.begin(), at.mounts.end(),
+                                  std::back_inserter(differ));
+    std::vector<std::string> unwatched;
+    for (const auto& path : differ) {
+      if (auto added = at.source->add_mount(at.root, path); !added) {
+        log_.warn("event=no_watch error=\"" + added.error().message() + "\"");
+        unwatched.push_back(path);
+      }
+    }
+    base::MutexLock lock(mu_);
+    for (const auto& path : differ) {
+      own_.push_back({OwnChange{at.root, {relative(path, at.root->path)}, {}, true}, nullptr});
+    }
+    roots_[index].mounts = now;
+    for (auto& path : unwatched) roots_[index].unwatched.push_back(std::move(path));
+    std::erase_if(roots_[index].unwatched,
+                  [&](const std::string& path) { return !std::binary_search(now.begin(), now.end(), path); });
+  }
+}
+
+void Watcher::tell_unwatched() {
+  base::MutexLock lock(mu_);
+  for (auto& root : roots_) {
+    for (const auto& path : root.unwatched) {
+      versions_.bump_all();
+      for (auto& to : root.subscriptions) {
+        const wire::Lost lost{to.number, relative(path, root.root->path), true, true};
+        (void)give_locked(to, wire::EventKind::kLost, wire::encode(lost));
+      }
+    }
+  }
 }
 
 // Looks at what is due, or at everything that waits, and tells it.
@@ -553,11 +613,11 @@ void Watcher::tell(std::vector<Seen>& seen, const void* except) {
 // False: the client is behind and is told nothing now.
 bool Watcher::give_locked(Subscription& to, wire::EventKind kind, wire::Bytes body) {
   const auto room = to.log->room();
-  if (to.behind && room < kMaxEventLogBytes / 4 * 3) return false;
+  if (to.behind && room < to.log->capacity() / 4 * 3) return false;
   if (to.behind) {
     to.behind = false;
     (void)to.log->append(wire::EventKind::kLost, wire::encode(wire::Lost{to.number, "", true, false}));
-  } else if (room < kMaxEventLogBytes / 4) {
+  } else if (room < to.log->capacity() / 4) {
     to.behind = true;
     (void)to.log->append(wire::EventKind::kLost, wire::encode(wire::Lost{to.number, "", true, false}));
     return false;

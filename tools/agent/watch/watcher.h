@@ -85,6 +85,8 @@ class Watcher {
   struct WatchedRoot {
     RootPtr root;  // empty: free
     WatchSource* source = nullptr;
+    std::vector<std::string> mounts;     // below it, absolute
+    std::vector<std::string> unwatched;  // those of them that came later and cannot be watched
     std::vector<Subscription> subscriptions;
   };
   struct Call;
@@ -108,6 +110,8 @@ class Watcher {
   base::Result<std::size_t> add_root(const RootPtr& root) EXCLUDES(mu_);
   void do_barrier(Call& call) EXCLUDES(mu_);
   void drop_unused() EXCLUDES(mu_);
+  void look_at_mounts() EXCLUDES(mu_);
+  void tell_unwatched() EXCLUDES(mu_);
   void round(bool everything);
   void look_at_own(Findings& out) EXCLUDES(mu_);
   void look_at_one(const Own& own, Findings& out);
@@ -144,6 +148,7 @@ class Watcher {
   const char* why_lost_ = "";
   bool check_roots_ = false;
   Clock::time_point incomplete_told_{};
+  base::UniqueFd mountinfo_;
 
   std::jthread thread_ GUARDED_BY(mu_);  // last: it uses the others
 };
