@@ -41,7 +41,7 @@ void random_bytes(void* into, std::size_t size) {
 }
 
 Agent::Agent(Options options, base::Logger& log)
-    : options_(std::move(options)), log_(log), instance_(new_instance()) {}
+    : options_(std::move(options)), log_(log), instance_(new_instance()), watcher_(log) {}
 
 Agent::~Agent() {
   stop();
@@ -64,8 +64,8 @@ SessionPtr Agent::find(const wire::Hello& hello, channel::Carrier& carrier, bool
         old = it->second.session;
         continue;
       }
-      auto session =
-          std::make_shared<Session>(hello.session, instance_, options_.who, options_.procs, timers_, log_);
+      auto session = std::make_shared<Session>(hello.session, instance_, options_.who, options_.procs,
+                                               timers_, watcher_, log_);
       if (it == sessions_.end()) it = sessions_.emplace(hello.session, Entry{}).first;
       it->second.session = std::move(session);
     }

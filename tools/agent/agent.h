@@ -67,6 +67,7 @@ class Agent {
   base::Logger& log_;
   const std::uint64_t instance_;
   base::Timers timers_;
+  Watcher watcher_;  // outlives the sessions
   std::atomic<std::size_t> connections_{0};
   base::Mutex mu_;  // rank: before a session's
   std::map<wire::SessionId, Entry> sessions_ GUARDED_BY(mu_);

@@ -69,6 +69,11 @@ std::uint64_t EventLog::confirmed() {
   return first_ - 1;
 }
 
+std::size_t EventLog::room() {
+  base::MutexLock lock(mu_);
+  return poisoned_ ? 0 : max_bytes_ - bytes_;
+}
+
 bool EventLog::poisoned() {
   base::MutexLock lock(mu_);
   return poisoned_;

@@ -37,6 +37,9 @@ class EventLog {
   std::uint64_t last_seq() EXCLUDES(mu_);
   std::uint64_t confirmed() EXCLUDES(mu_);
   bool poisoned() EXCLUDES(mu_);
+  std::size_t capacity() const { return max_bytes_; }
+  // Bytes of events it still takes, 0 when poisoned.
+  std::size_t room() EXCLUDES(mu_);
 
  private:
   const std::size_t max_bytes_;

@@ -9,6 +9,7 @@
 
 #include "client/base/fault.h"
 #include "client/wire/paths.h"
+#include "tools/agent/versions.h"
 
 namespace nearbox::agent {
 namespace {
@@ -72,7 +73,9 @@ int type_error(mode_t mode) {
 
 }  // namespace
 
-wire::Attr make_attr(const struct stat& st) {
+wire::Attr make_attr(const struct stat& st) { return make_attr(st, Versions::process().now()); }
+
+wire::Attr make_attr(const struct stat& st, std::uint64_t as_of) {
   wire::Attr attr;
   attr.ino = st.st_ino;
   attr.dev = st.st_dev;
@@ -85,7 +88,7 @@ wire::Attr make_attr(const struct stat& st) {
   attr.blocks = static_cast<std::uint64_t>(st.st_blocks);
   attr.mtime_ns = nanoseconds(st.st_mtim);
   attr.ctime_ns = nanoseconds(st.st_ctim);
-  attr.version = 0;  // no change counter yet
+  attr.version = Versions::process().of(node_of(st), as_of);
   return attr;
 }
 

@@ -15,8 +15,10 @@
 // Source:  openat2(2), linux v5.6 fs/open.c; RESOLVE_BENEATH may answer EAGAIN while a rename runs.
 namespace nearbox::agent {
 
-// The attributes as they travel. The one place where `version` will be filled.
-wire::Attr make_attr(const struct stat& st);
+// The attributes as they travel, with the node's version: at most `as_of`, which is Versions::now() of
+// before the stat, or of before the bytes were read that go with them.
+wire::Attr make_attr(const struct stat& st, std::uint64_t as_of);
+wire::Attr make_attr(const struct stat& st);  // as of now
 inline wire::NodeId node_of(const struct stat& st) {
   return {static_cast<std::uint64_t>(st.st_dev), static_cast<std::uint64_t>(st.st_ino)};
 }

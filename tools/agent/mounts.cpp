@@ -84,7 +84,9 @@ MountTable MountTable::parse(std::string_view mountinfo) {
     if (fuse && (type.find("nearbox") != std::string_view::npos ||
                  source.find("nearbox") != std::string_view::npos)) {
       table.own_.insert(unescape(point));
+      continue;
     }
+    table.points_[unescape(point)] = dev;
   }
   return table;
 }
@@ -97,6 +99,15 @@ MountTable MountTable::load() {
 bool MountTable::pseudo_device(std::uint64_t dev) const {
   const auto it = pseudo_.find(dev);
   return it != pseudo_.end() && it->second;
+}
+
+std::vector<std::string> MountTable::ordinary_below(const std::string& directory) const {
+  const std::string start = directory == "/" ? directory : directory + "/";
+  std::vector<std::string> found;
+  for (auto it = points_.lower_bound(start); it != points_.end() && it->first.rfind(start, 0) == 0; ++it) {
+    if (it->first.size() > start.size() && !pseudo_device(it->second)) found.push_back(it->first);
+  }
+  return found;
 }
 
 bool pseudo_magic(std::uint64_t f_type) {

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <set>
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <vector>
 
 #include "client/wire/messages.h"
 
@@ -24,10 +26,13 @@ class MountTable {
   bool pseudo_device(std::uint64_t dev) const;
   bool own_mount(const std::string& absolute_path) const { return own_.count(absolute_path) != 0; }
   bool any_own() const { return !own_.empty(); }
+  // The mountpoints below a directory whose file systems hold files and are not ours.
+  std::vector<std::string> ordinary_below(const std::string& directory) const;
 
  private:
   std::unordered_map<std::uint64_t, bool> pseudo_;
   std::set<std::string> own_;
+  std::map<std::string, std::uint64_t> points_;  // what is mounted there last
 };
 
 // By statfs f_type: file systems that show the kernel's state, not files.

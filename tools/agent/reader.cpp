@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "tools/agent/fs_path.h"
+#include "tools/agent/versions.h"
 #include "tools/agent/xattrs.h"
 
 namespace nearbox::agent {
@@ -67,6 +68,7 @@ void answer_read(ReadContext& context, const wire::Read& call, channel::Responde
   if (call.length > wire::kMaxReadBytes || call.offset > kMaxOffset - call.length) {
     return responder.end(EINVAL);
   }
+  const auto as_of = Versions::process().now();
   auto source = open_source(context, call.at);
   if (!source) return responder.end(source.error().as_errno());
   wire::Bytes buffer(std::min<std::uint64_t>(kReadChunk, call.length));
@@ -83,7 +85,7 @@ void answer_read(ReadContext& context, const wire::Read& call, channel::Responde
   }
   auto st = stat_fd(source->fd());
   if (!st) return responder.end(st.error().as_errno());
-  reply.attr = make_attr(*st);
+  reply.attr = make_attr(*st, as_of);
   reply.eof = reply.eof || at >= reply.attr.size;
   responder.end(0, wire::encode(reply));
 }
@@ -134,7 +136,8 @@ wire::ReadManyRecord read_whole(Result<OpenFile>& file, std::uint64_t limit) {
     record.error = file.error().as_errno();
     return record;
   }
-  record.attr = make_attr(file->st);
+  const auto as_of = Versions::process().now();
+  record.attr = make_attr(file->st, as_of);
   if (record.attr.size > limit) {
     record.error = EFBIG;
     return record;
@@ -147,7 +150,7 @@ wire::ReadManyRecord read_whole(Result<OpenFile>& file, std::uint64_t limit) {
     record.data.clear();
     return record;
   }
-  record.attr = make_attr(*st);
+  record.attr = make_attr(*st, as_of);
   if (*got > limit || *got != record.attr.size) {  // it is being written: let the client read it by itself
     record.error = *got > limit ? EFBIG : EAGAIN;
     record.data.clear();
@@ -196,12 +199,13 @@ wire::StatResult stat_one(ReadContext& context, std::uint32_t root, const std::s
     result.error = place.error().as_errno();
     return result;
   }
+  const auto as_of = Versions::process().now();
   auto st = stat_place(*place, {});
   if (!st) {
     result.error = st.error().as_errno();
     return result;
   }
-  result.attr = make_attr(*st);
+  result.attr = make_attr(*st, as_of);
   if (!S_ISLNK(st->st_mode)) return result;
   auto target = link_target(place->dir.get(), place->name.c_str());
   if (target) {

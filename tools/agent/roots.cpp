@@ -30,7 +30,7 @@ std::string canonical(int fd, const std::string& given) {
 
 }  // namespace
 
-base::Result<void> RootTable::make_directories(const std::string& path) const {
+base::Result<void> RootTable::make_directories(const std::string& path, std::string* made) const {
   std::size_t at = 0;
   while (at < path.size()) {
     at = path.find('/', at + 1);
@@ -40,20 +40,21 @@ base::Result<void> RootTable::make_directories(const std::string& path) const {
       if (errno == EEXIST || errno == EISDIR || errno == EROFS) continue;
       return base::last_errno("mkdir");
     }
-    const base::UniqueFd made(::open(part.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-    if (!made) return base::last_errno("open");
-    if (who_.root() && ::fchown(made.get(), who_.uid, who_.gid) != 0) return base::last_errno("chown");
-    if (::fchmod(made.get(), 0755) != 0) return base::last_errno("chmod");
+    if (made != nullptr && made->empty()) *made = part;
+    const base::UniqueFd fresh(::open(part.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    if (!fresh) return base::last_errno("open");
+    if (who_.root() && ::fchown(fresh.get(), who_.uid, who_.gid) != 0) return base::last_errno("chown");
+    if (::fchmod(fresh.get(), 0755) != 0) return base::last_errno("chmod");
   }
   return {};
 }
 
-base::Result<wire::RootReply> RootTable::open(const wire::RootOpen& request) {
+base::Result<wire::RootReply> RootTable::open(const wire::RootOpen& request, std::string* first_made) {
   if (request.path.find('\0') != std::string::npos) return base::errno_error(EINVAL, "root path");
   const auto path = absolute(request.path, who_.home);
   if (path.size() >= wire::kMaxPath) return base::errno_error(ENAMETOOLONG, "root path");
   if (request.create) {
-    if (auto made = make_directories(path); !made) return std::move(made).error();
+    if (auto made = make_directories(path, first_made); !made) return std::move(made).error();
   }
   auto root = std::make_shared<Root>();
   root->dir.reset(::open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));

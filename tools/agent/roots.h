@@ -33,12 +33,14 @@ class RootTable {
   explicit RootTable(const Identity& who) : who_(who) {}
 
   // Errors:  EINVAL: NUL or too long; EMFILE: kMaxRoots; else of open(2) and mkdir(2).
-  base::Result<wire::RootReply> open(const wire::RootOpen& request) EXCLUDES(mu_);
+  // `made`: the first directory that had to be made, absolute; left alone when there was none.
+  base::Result<wire::RootReply> open(const wire::RootOpen& request, std::string* made = nullptr)
+      EXCLUDES(mu_);
   // ESTALE: no such number.
   base::Result<RootPtr> get(std::uint32_t number) EXCLUDES(mu_);
 
  private:
-  base::Result<void> make_directories(const std::string& path) const;
+  base::Result<void> make_directories(const std::string& path, std::string* made) const;
 
   const Identity& who_;
   base::Mutex mu_;  // rank: leaf

@@ -56,7 +56,13 @@ bool Service::file_call(Method method, wire::ByteView payload, const ResponderPt
       return true;
     case Method::kRootOpen:
       on<wire::RootOpen>(small, payload, responder,
-                         [s](const auto& m, auto& r) { answer(r, s->roots.open(m)); });
+                         [s](const auto& m, auto& r) { answer(r, s->open_root(m)); });
+      return true;
+    case Method::kWatch:
+      on<wire::Watch>(small, payload, responder, [s](const auto& m, auto& r) { answer(r, s->watch(m)); });
+      return true;
+    case Method::kBarrier:
+      on<wire::Barrier>(small, payload, responder, [s](const auto& m, auto& r) { answer(r, s->barrier(m)); });
       return true;
     case Method::kTree:
       now<wire::Tree>(payload, responder, [&](wire::Tree&& m) { s->tree(m, this, responder); });

@@ -16,7 +16,7 @@ constexpr std::chrono::milliseconds kCancelLook{250};  // how soon a pump sees t
 }  // namespace
 
 Session::Session(const wire::SessionId& id, std::uint64_t instance, const Identity& who,
-                 const ProcTable::Options& procs, base::Timers& timers, base::Logger& log)
+                 const ProcTable::Options& procs, base::Timers& timers, Watcher& watcher, base::Logger& log)
     : roots(who),
       parking(std::make_shared<Parking>(timers)),
       small("small-calls", kSmallThreads),
@@ -25,24 +25,24 @@ Session::Session(const wire::SessionId& id, std::uint64_t instance, const Identi
       instance_(instance),
       who_(who),
       log_(log),
+      watcher_(watcher),
       procs_(std::make_unique<ProcTable>(
           procs,
           [this](const wire::ProcExit& exit) { record(wire::EventKind::kProcExit, wire::encode(exit)); },
           log)),
       op_context_{who_, roots, orphans},
       executor_(
-          [this](const wire::Op& op) { return poisoned() ? wire::OpDone{} : apply_op(op_context_, op); },
-          [this](const wire::Op& op, const wire::OpDone& done) {
-            if (poisoned()) return;  // its client starts anew
-            if (base::fault::active("agent.crash_after_apply", op.path)) std::abort();
-            record(wire::EventKind::kOpDone, wire::encode(done));
+          [this](const wire::Op& op) {
+            run_op(op);
+            return wire::OpDone{};
           },
-          parking),
+          [](const wire::Op&, const wire::OpDone&) {}, parking),
       trees_("trees", kTreeThreads),
       pumps_("event-pump", kMaxSubscriptions) {}
 
 Session::~Session() {
   stopping_.store(true);
+  watcher_.forget(this);
   parking->close();
   {
     base::MutexLock lock(mu_);
@@ -51,6 +51,7 @@ Session::~Session() {
   events.wake();
   stop_applying();
   small.stop();
+  watcher_.forget(this);  // a watch call may have begun since
   streams.stop();
   trees_.stop();
   pumps_.stop();
@@ -59,6 +60,75 @@ Session::~Session() {
 
 void Session::record(wire::EventKind kind, wire::Bytes body) {
   if (events.append(kind, std::move(body)) == 0) poison("event log full");
+}
+
+namespace {
+
+// Whether the operation leaves other bytes in the node it answers.
+bool changes_content(const wire::Op& op, const wire::OpDone& done) {
+  switch (op.kind) {
+    case wire::OpKind::kCreate:
+    case wire::OpKind::kMkdir:
+    case wire::OpKind::kMknod:
+    case wire::OpKind::kSymlink:
+    case wire::OpKind::kTruncate:
+    case wire::OpKind::kFallocate:
+      return done.error == 0;
+    case wire::OpKind::kWrite:
+    case wire::OpKind::kAppend:
+    case wire::OpKind::kCopyRange:
+      return done.error == 0 || done.written > 0;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+OwnChange Session::own_change(const wire::Op& op, const wire::OpDone& done) {
+  OwnChange change;
+  if (auto root = roots.get(op.root)) change.root = std::move(*root);
+  if (op.orphan == 0 && op.kind != wire::OpKind::kCopyRange) change.paths.push_back(op.path);
+  const bool two = op.kind == wire::OpKind::kRename || op.kind == wire::OpKind::kLink ||
+                   op.kind == wire::OpKind::kCopyRange;
+  if (two) change.paths.insert(change.paths.begin(), op.path2);  // the new name first
+  change.attr = done.attr;
+  change.made = op.kind == wire::OpKind::kMkdir;
+  return change;
+}
+
+void Session::run_op(const wire::Op& op) {
+  if (poisoned()) return;  // its client starts anew
+  const bool watched = watcher_.watching();
+  const auto begun = watcher_.op_begins();
+  auto done = apply_op(op_context_, op);
+  if (done.attr.ino != 0 && changes_content(op, done)) {
+    done.attr.version = Versions::process().bump({done.attr.dev, done.attr.ino});
+  }
+  const bool tells = watched && (done.error == 0 || done.written > 0) && op.kind != wire::OpKind::kFsync;
+  if (tells) watcher_.op_applied(this, own_change(op, done));
+  if (poisoned()) return;
+  if (base::fault::active("agent.crash_after_apply", op.path)) std::abort();
+  record(wire::EventKind::kOpDone, wire::encode(done));
+  if (tells) watcher_.op_told(begun, own_change(op, done));
+}
+
+base::Result<wire::WatchReply> Session::watch(const wire::Watch& call) {
+  auto root = roots.get(call.root);
+  if (!root) return std::move(root).error();
+  return watcher_.watch(this, events, call.root, *root, Clock::now() + kWatchDeadline);
+}
+
+base::Result<wire::BarrierReply> Session::barrier(const wire::Barrier& call) {
+  return watcher_.barrier(this, call.root, Clock::now() + kWatchDeadline);
+}
+
+base::Result<wire::RootReply> Session::open_root(const wire::RootOpen& call) {
+  std::string made;
+  auto opened = roots.open(call, &made);
+  // Nobody else tells of it: events of this process are left out.
+  if (!made.empty() && watcher_.watching()) watcher_.directory_made(made);
+  return opened;
 }
 
 bool Session::attach(channel::Carrier* carrier) {

@@ -26,6 +26,7 @@
 #include "tools/agent/reader.h"
 #include "tools/agent/roots.h"
 #include "tools/agent/tree_walk.h"
+#include "tools/agent/watch/watcher.h"
 #include "tools/agent/worker_pool.h"
 
 namespace nearbox::agent {
@@ -46,7 +47,7 @@ class Session {
  public:
   using Clock = std::chrono::steady_clock;
   Session(const wire::SessionId& id, std::uint64_t instance, const Identity& who,
-          const ProcTable::Options& procs, base::Timers& timers, base::Logger& log);
+          const ProcTable::Options& procs, base::Timers& timers, Watcher& watcher, base::Logger& log);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -80,6 +81,9 @@ class Session {
   void subscribe(const wire::Subscribe& request, const channel::ResponderPtr& responder);
   void tree(const wire::Tree& request, const void* connection, const channel::ResponderPtr& responder);
   void hurry(const wire::TreeHurry& note, const void* connection) EXCLUDES(mu_);
+  base::Result<wire::RootReply> open_root(const wire::RootOpen& call);
+  base::Result<wire::WatchReply> watch(const wire::Watch& call);
+  base::Result<wire::BarrierReply> barrier(const wire::Barrier& call);
 
   bool busy();                    // operations to apply or processes that run
   bool has_background_process();  // one that outlives the session's grace
@@ -103,12 +107,15 @@ class Session {
   };
   void run_tree(const wire::Tree& request, const void* connection, channel::Responder& responder);
   void record(wire::EventKind kind, wire::Bytes body);
+  void run_op(const wire::Op& op);
+  OwnChange own_change(const wire::Op& op, const wire::OpDone& done);
   void pump(std::uint64_t after, channel::Responder& responder);
 
   const wire::SessionId id_;
   const std::uint64_t instance_;
   const Identity& who_;
   base::Logger& log_;
+  Watcher& watcher_;
   std::atomic<bool> poisoned_{false};
   std::atomic<bool> ended_{false};
   base::Mutex stop_mu_;  // rank: before all others; held while stop_applying() waits

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "tools/agent/fs_path.h"
+#include "tools/agent/versions.h"
 
 namespace nearbox::agent {
 namespace {
@@ -265,9 +266,10 @@ bool TreeWalk::read_entry(int fd, const std::string& name, const Dir& dir, wire:
     out.attr.nlink = 2;
     return true;
   }
+  const auto as_of = Versions::process().now();
   struct stat st {};
   if (::fstatat(fd, name.c_str(), &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) != 0) return false;
-  out.attr = make_attr(st);
+  out.attr = make_attr(st, as_of);
   if (!S_ISLNK(st.st_mode)) return true;
   std::array<char, wire::kMaxPath> target{};
   const ssize_t n = ::readlinkat(fd, name.c_str(), target.data(), target.size());

@@ -68,9 +68,10 @@ class ServiceTest : public ::testing::Test {
   test::TempDir dir;
   base::Logger log{2, base::LogLevel::kError};
   base::Timers timers;
+  Watcher watcher{log};
   Identity who = test::self();
-  SessionPtr session =
-      std::make_shared<Session>(wire::SessionId{}, kInstance, who, ProcTable::Options{}, timers, log);
+  SessionPtr session = std::make_shared<Session>(wire::SessionId{}, kInstance, who, ProcTable::Options{},
+                                                 timers, watcher, log);
   Service service{session, who, log};
   std::uint32_t root = 0;
   std::uint32_t next_call = 0;

@@ -1,0 +1,463 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/agent/watch/watcher.h"
+
+#include <cstdlib>
+#include <random>
+#include <sys/mman.h>
+#include <sys/mount.h>
+
+#include "tests/unit/agent/watch_test_util.h"
+
+namespace nearbox::agent {
+namespace {
+
+namespace fs = std::filesystem;
+using test::other;
+using test::write_file;
+
+struct Kind {
+  const char* name;
+  const char* faults;
+  wire::WatchKind kind;
+};
+
+void put(const std::string& path, const std::string& text, int flags = O_CREAT | O_TRUNC) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CLOEXEC | flags, 0644);
+  (void)!::write(fd, text.data(), text.size());
+  ::close(fd);
+}
+
+class WatcherTest : public ::testing::TestWithParam<Kind> {
+ protected:
+  void SetUp() override {
+    faults.set(GetParam().faults);
+    for (const std::string point : {"agent.no_fanotify", "agent.no_fan_rename"}) {
+      const bool on = std::string(GetParam().faults).find(point) != std::string::npos;
+      ASSERT_TRUE(faults.reaches(point, "", on));
+    }
+    ASSERT_EQ(::mkdir(top.c_str(), 0755), 0);
+    client = std::make_unique<test::Client>(watcher, top);
+    if (client->reply.kind != GetParam().kind && ::geteuid() != 0) GTEST_SKIP() << "needs root";
+    ASSERT_EQ(client->reply.kind, GetParam().kind) << client->reply.error;
+  }
+  // Does something elsewhere and expects the model to know it all at the barrier.
+  void act(const std::function<void()>& action) {
+    ASSERT_TRUE(other(action));
+    client->settle();
+    EXPECT_EQ(client->model->differences(), "");
+  }
+  void TearDown() override {
+    client.reset();
+    for (const auto& point : mounted) EXPECT_EQ(::umount2(point.c_str(), MNT_DETACH), 0);
+  }
+  std::string operator/(const std::string& name) const { return top + "/" + name; }
+
+  test::Faults faults;
+  test::TempDir dir{test::fast_directory()};
+  base::Logger log{2, base::LogLevel::kError};
+  Watcher watcher{log};
+  const std::string top = dir / "top";
+  std::unique_ptr<test::Client> client;
+  std::vector<std::string> mounted;
+  const Identity self_ = test::self();
+};
+
+TEST_P(WatcherTest, FilesAreToldAsTheyAre) {
+  act([&] { put(*this / "a", "one"); });
+  act([&] { put(*this / "a", "two"); });
+  act([&] { put(*this / "a", "more", O_APPEND); });
+  act([&] { (void)!::truncate((*this / "a").c_str(), 2); });
+  act([&] { ::chmod((*this / "a").c_str(), 0600); });
+  act([&] { fs::last_write_time(*this / "a", fs::file_time_type::clock::now() - std::chrono::hours(9)); });
+  act([&] { fs::create_symlink("a", *this / "s"); });
+  act([&] { fs::create_hard_link(*this / "a", *this / "b"); });
+  act([&] { put(*this / "b", "through the other name"); });
+  act([&] { fs::rename(*this / "a", *this / "c"); });
+  act([&] { fs::remove(*this / "b"); });
+  act([&] { ::mkfifo((*this / "fifo").c_str(), 0600); });
+  act([&] { fs::remove(*this / "c"); });
+  EXPECT_EQ(client->model->losts, 0U);
+}
+
+TEST_P(WatcherTest, DirectoriesAreToldWithWhatIsInThem) {
+  act([&] { fs::create_directories(*this / "x/y/z"); });
+  act([&] { put(*this / "x/y/z/f", "deep"); });
+  act([&] {
+    fs::create_directories(*this / "m/n");
+    put(*this / "m/n/1", "1");
+    put(*this / "m/2", "2");
+    fs::rename(*this / "m", *this / "x/m");
+    put(*this / "x/m/n/3", "3");
+  });
+  act([&] { fs::rename(*this / "x/m/n", *this / "n"); });
+  act([&] { fs::rename(*this / "x", dir / "outside"); });
+  act([&] { put(dir / "outside/y/z/g", "unseen"); });
+  act([&] { fs::rename(dir / "outside", *this / "back"); });
+  act([&] { put(*this / "back/y/z/h", "seen"); });
+  act([&] { fs::remove_all(*this / "back"); });
+  act([&] {
+    for (int i = 0; i < 40; ++i) fs::create_directories(*this / ("d" + std::to_string(i) + "/e/f"));
+    for (int i = 0; i < 40; ++i) put(*this / ("d" + std::to_string(i) + "/e/f/g"), "g");
+  });
+  act([&] {
+    for (int i = 0; i < 40; ++i) fs::remove_all(*this / ("d" + std::to_string(i)));
+  });
+  EXPECT_EQ(client->model->losts, 0U);
+}
+
+TEST_P(WatcherTest, ExchangedAndReplaced) {
+  act([&] {
+    put(*this / "a", "a");
+    put(*this / "b", "b");
+    fs::create_directories(*this / "d/in");
+  });
+  act([&] {
+    (void)::renameat2(AT_FDCWD, (*this / "a").c_str(), AT_FDCWD, (*this / "b").c_str(), RENAME_EXCHANGE);
+  });
+  act([&] {
+    (void)::renameat2(AT_FDCWD, (*this / "a").c_str(), AT_FDCWD, (*this / "d").c_str(), RENAME_EXCHANGE);
+  });
+  act([&] { put(*this / "a/in/f", "in the moved directory"); });
+  act([&] {
+    put(*this / "t", "replacement");
+    fs::rename(*this / "t", *this / "b");
+  });
+  act([&] {
+    fs::remove(*this / "b");
+    fs::create_directory(*this / "b");
+  });
+}
+
+// The size and the times stay what they were, as on a file system with coarse times: the version alone tells.
+TEST_P(WatcherTest, EqualAttributesHideNothing) {
+  for (const std::int64_t tick : {4'000'000LL, 1'000'000'000LL}) {
+    const std::int64_t when = 1'700'000'000'000'000'000LL / tick * tick;
+    const struct timespec times[2] = {{when / 1'000'000'000, when % 1'000'000'000},
+                                      {when / 1'000'000'000, when % 1'000'000'000}};
+    for (int i = 0; i < 20; ++i) {
+      act([&] {
+        const int fd = ::open((*this / "f").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+        (void)!::pwrite(fd, std::to_string(100 + i).data(), 3, 0);
+        ::futimens(fd, times);
+        ::close(fd);
+      });
+    }
+  }
+}
+
+TEST_P(WatcherTest, MappedStoresCountWhenTheMapIsClosed) {
+  act([&] { put(*this / "m", std::string(8192, 'x')); });
+  for (int i = 0; i < 10; ++i) {
+    act([&] {
+      const int fd = ::open((*this / "m").c_str(), O_RDWR | O_CLOEXEC);
+      auto* const map = static_cast<char*>(::mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+      ::close(fd);
+      map[4096 + i] = static_cast<char>('a' + i);
+      ::munmap(map, 8192);
+    });
+  }
+}
+
+TEST_P(WatcherTest, OneRenameOfManyFilesIsFewStates) {
+  constexpr int kFiles = 30'000;
+  ASSERT_TRUE(other([&] {
+    fs::create_directory(*this / "big");
+    for (int i = 0; i < kFiles; ++i)
+      (void)::mknod((*this / ("big/" + std::to_string(i))).c_str(), S_IFREG | 0644, 0);
+  }));
+  client->settle();
+  ASSERT_EQ(client->model->differences(), "");
+  const auto before = client->model->states;
+  act([&] { fs::rename(*this / "big", *this / "moved"); });
+  EXPECT_LE(client->model->states - before, 6U);
+  act([&] { put(*this / "moved/17", "seventeen"); });
+}
+
+TEST_P(WatcherTest, TooMuchAtOnceIsReadByTheClient) {
+  ASSERT_TRUE(other([&] {
+    fs::create_directories(dir / "out/deep");
+    for (std::size_t i = 0; i < kMaxFreshNames + 10; ++i) {
+      (void)::mknod((dir / ("out/deep/" + std::to_string(i))).c_str(), S_IFREG | 0644, 0);
+    }
+  }));
+  act([&] { fs::rename(dir / "out", *this / "in"); });
+  EXPECT_EQ(client->model->losts, 1U);
+  act([&] { put(*this / "in/deep/5", "five"); });
+}
+
+TEST_P(WatcherTest, AQuietNameIsToldWithoutABarrier) {
+  for (int i = 0; i < 5; ++i) {
+    ASSERT_TRUE(other([&] { put(*this / ("f" + std::to_string(i)), "text"); }));
+    EXPECT_TRUE(client->catches_up());
+  }
+}
+
+TEST_P(WatcherTest, AStormOnOneFileIsSampled) {
+  act([&] { put(*this / "log", ""); });
+  const auto before = client->model->states;
+  const auto begun = Watcher::Clock::now();
+  ASSERT_TRUE(other([&] {
+    const int fd = ::open((*this / "log").c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
+    for (int i = 0; i < 20'000; ++i) (void)!::write(fd, "line\n", 5);
+    ::close(fd);
+  }));
+  EXPECT_TRUE(client->catches_up());
+  const auto seconds = std::chrono::duration<double>(Watcher::Clock::now() - begun).count();
+  EXPECT_LE(static_cast<double>(client->model->states - before), 20 * seconds + 12);
+}
+
+TEST_P(WatcherTest, TheRootItselfGone) {
+  act([&] { put(*this / "f", "f"); });
+  struct stat st {};
+  ASSERT_EQ(::stat(top.c_str(), &st), 0);
+  ASSERT_TRUE(other([&] { fs::remove_all(top); }));
+  EXPECT_TRUE(test::eventually([&] {
+    client->take();
+    return client->model->gone_nodes.count(node_of(st)) == 1;
+  }));
+  ASSERT_EQ(::mkdir(top.c_str(), 0755), 0);
+}
+
+TEST_P(WatcherTest, TwoClientsAndRootsWithinRoots) {
+  act([&] { fs::create_directories(*this / "in/ner"); });
+  test::Client inner(watcher, *this / "in");
+  act([&] { put(*this / "in/ner/f", "f"); });
+  inner.settle();
+  EXPECT_EQ(inner.model->differences(), "");
+  act([&] {
+    fs::create_directories(*this / "there/x");
+    put(*this / "there/x/f", "f");
+  });
+  act([&] { fs::rename(*this / "there", *this / "in/there"); });
+  inner.settle();
+  EXPECT_EQ(inner.model->differences(), "");
+  act([&] { fs::rename(*this / "in/there/x", *this / "x"); });
+  inner.settle();
+  EXPECT_EQ(inner.model->differences(), "");
+}
+
+// 10,000 random operations, a barrier now and then: the model is the tree.
+TEST_P(WatcherTest, RandomOperations) {
+  const char* const given = std::getenv("NEARBOX_TEST_SEED");
+  const auto seed = given != nullptr ? std::strtoull(given, nullptr, 10) : 4711ULL;
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::mt19937_64 rng(seed);
+  fs::create_directory(dir / "elsewhere");
+  const bool links = GetParam().kind == wire::WatchKind::kFanotify;
+  for (int round = 0; round < 40; ++round) {
+    const auto round_seed = rng();
+    ASSERT_TRUE(other([&] {
+      std::mt19937_64 r(round_seed);
+      const auto place = [&] {
+        std::string path = r() % 12 == 0 ? dir / "elsewhere" : top;
+        for (auto depth = r() % 3; depth > 0; --depth) path += "/d" + std::to_string(r() % 4);
+        return path;
+      };
+      const auto name = [&] { return place() + "/f" + std::to_string(r() % 8); };
+      const auto sub = [&] { return place() + "/d" + std::to_string(r() % 4); };
+      std::error_code ignored;
+      for (int i = 0; i < 250; ++i) {
+        switch (r() % 14) {
+          case 0:
+          case 1:
+            put(name(), std::string(r() % 300, static_cast<char>('a' + r() % 26)));
+            break;
+          case 2:
+            put(name(), std::to_string(r()), O_APPEND);
+            break;
+          case 3:
+            put(name(), std::string(5, static_cast<char>('a' + r() % 26)), 0);
+            break;
+          case 4:
+            ::unlink(name().c_str());
+            break;
+          case 5:
+            fs::rename(name(), name(), ignored);
+            break;
+          case 6:
+            // Without file handles a write is not told for a file's other names (InotifySource).
+            if (links) fs::create_hard_link(name(), name(), ignored);
+            break;
+          case 7:
+          case 8:
+            fs::create_directories(sub(), ignored);
+            break;
+          case 9:
+            fs::rename(sub(), sub(), ignored);
+            break;
+          case 10:
+            ::chmod(name().c_str(), 0600 | (r() % 64));
+            break;
+          case 11:
+            fs::create_symlink("to" + std::to_string(r() % 9), name(), ignored);
+            break;
+          case 12:
+            if (r() % 4 == 0) fs::remove_all(sub(), ignored);
+            (void)!::truncate(name().c_str(), static_cast<off_t>(r() % 100));
+            break;
+          default:
+            (void)::renameat2(AT_FDCWD, name().c_str(), AT_FDCWD,
+                              r() % 2 == 0 ? name().c_str() : sub().c_str(), RENAME_EXCHANGE);
+        }
+      }
+    }));
+    client->settle();
+    const auto differences = client->model->differences();
+    ASSERT_EQ(differences, "") << "round " << round;
+  }
+}
+
+TEST_P(WatcherTest, LostEventsAreReadAgain) {
+  act([&] {
+    put(*this / "same", "old");
+    fs::create_directory(*this / "d");
+  });
+  faults.set(GetParam().faults + std::string("agent.watch_overflow\n"));
+  ASSERT_TRUE(faults.reaches("agent.watch_overflow", "", true));
+  ASSERT_TRUE(other([&] {
+    put(*this / "same", "new");
+    fs::create_directories(*this / "d/e/f");
+  }));
+  EXPECT_TRUE(test::eventually([&] { return client->take() > 0 && client->model->losts > 0; }));
+  faults.set(GetParam().faults);
+  ASSERT_TRUE(faults.reaches("agent.watch_overflow", "", false));
+  client->settle();
+  EXPECT_EQ(client->model->differences(), "");
+  act([&] { put(*this / "d/e/f/g", "seen again"); });
+}
+
+// A client that takes nothing costs no more than its log: it is told once that it missed something.
+TEST_P(WatcherTest, AClientThatTakesNothing) {
+  test::Client slow(watcher, top, 1024 * 1024);
+  for (int round = 0; round < 20; ++round) {
+    ASSERT_TRUE(other([&] {
+      for (int i = 0; i < 1000; ++i) put(*this / ("f" + std::to_string(i)), std::to_string(round));
+    }));
+    client->settle();
+    ASSERT_EQ(client->model->differences(), "");
+  }
+  EXPECT_FALSE(slow.log.poisoned());
+  slow.take();
+  slow.settle();
+  EXPECT_GE(slow.model->losts, 1U);
+  EXPECT_EQ(slow.model->differences(), "");
+  act([&] { put(*this / "after", "after"); });
+  const auto before = slow.model->losts;
+  slow.settle();
+  EXPECT_EQ(slow.model->losts, before);
+  EXPECT_EQ(slow.model->differences(), "");
+}
+
+TEST_P(WatcherTest, TheLimitOfWatches) {
+  if (GetParam().kind != wire::WatchKind::kInotify) return;
+  faults.set(GetParam().faults + std::string("agent.watch_limit *limit*\n"));
+  ASSERT_TRUE(faults.reaches("agent.watch_limit", "limit", true));
+  act([&] { fs::create_directories(*this / "a/limit/b"); });
+  act([&] { put(*this / "a/limit/b/f", "not watched, yet told at the barrier"); });
+  act([&] { put(*this / "a/limit/b/f", "once more, just as true"); });
+  EXPECT_GE(client->model->losts, 2U);
+  test::Client again(watcher, top);
+  EXPECT_EQ(again.reply.error, ENOSPC);
+  // A tree whose own watch cannot be set is not watched at all.
+  fs::create_directory(dir / "limit");
+  RootTable roots(self_);
+  auto opened = roots.open({dir / "limit", false});
+  ASSERT_TRUE(opened);
+  EventLog events;
+  faults.set(GetParam().faults + std::string("agent.watch_limit *\n"));
+  ASSERT_TRUE(faults.reaches("agent.watch_limit", "any", true));
+  auto reply = watcher.watch(&events, events, 1, *roots.get(opened->root), test::Client::soon());
+  ASSERT_TRUE(reply);
+  EXPECT_EQ(reply->kind, wire::WatchKind::kNone);
+  EXPECT_EQ(reply->error, ENOSPC);
+  EXPECT_EQ(watcher.barrier(&events, 1, test::Client::soon()).error().as_errno(), EOPNOTSUPP);
+}
+
+TEST_P(WatcherTest, NobodyWatchesAnyMore) {
+  EXPECT_TRUE(watcher.watching());
+  client.reset();
+  EXPECT_TRUE(test::eventually([&] { return !watcher.watching(); }));
+  put(*this / "f", "while nobody watched");
+  client = std::make_unique<test::Client>(watcher, top);
+  act([&] { put(*this / "f", "watched again"); });
+}
+
+// What this agent does itself is no event; the others are told by op_applied(), the maker only when a look
+// ran beside it.
+TEST_P(WatcherTest, OwnOperations) {
+  test::Client other_client(watcher, top);
+  const auto op = [&](const std::string& path, const std::function<void()>& action, bool made = false) {
+    const auto begun = watcher.op_begins();
+    action();
+    struct stat st {};
+    OwnChange change{client->root, {path}, {}, made};
+    if (::lstat((*this / path).c_str(), &st) == 0) {
+      (void)Versions::process().bump(node_of(st));
+      change.attr = make_attr(st);
+    }
+    watcher.op_applied(client.get(), change);
+    watcher.op_told(begun, change);
+  };
+  op("f", [&] { put(*this / "f", "own"); });
+  other_client.settle();
+  EXPECT_EQ(other_client.model->differences(), "");
+  op("f", [&] { put(*this / "f", "wn2"); });
+  op(
+      "d", [&] { fs::create_directory(*this / "d"); }, true);
+  op("d/g", [&] { put(*this / "d/g", "g"); });
+  other_client.settle();
+  EXPECT_EQ(other_client.model->differences(), "");
+  op("f", [&] { fs::remove(*this / "f"); });
+  other_client.settle();
+  EXPECT_EQ(other_client.model->differences(), "");
+  if (GetParam().kind != wire::WatchKind::kFanotify) return;
+  const auto before = client->model->states;
+  for (int i = 0; i < 20; ++i) op("d/g", [&] { put(*this / "d/g", std::to_string(i)); });
+  other_client.settle();
+  client->settle();
+  EXPECT_EQ(other_client.model->differences(), "");
+  EXPECT_LE(client->model->states - before, 20U * 2);  // never more than one echo each
+}
+
+// Two file systems below one root whose inode numbers are the same.
+TEST_P(WatcherTest, TwoFileSystemsWithEqualInodeNumbers) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root to mount";
+  client.reset();
+  fs::create_directories(*this / "one");
+  fs::create_directories(*this / "two");
+  for (const char* name : {"one", "two"}) {
+    if (::mount("nearbox-test", (*this / name).c_str(), "tmpfs", MS_NOSUID | MS_NODEV, "size=1m") != 0) {
+      GTEST_SKIP() << "may not mount";
+    }
+    mounted.push_back(*this / name);
+  }
+  client = std::make_unique<test::Client>(watcher, top);
+  act([&] {
+    put(*this / "one/f", "first");
+    put(*this / "two/f", "second");
+  });
+  ASSERT_NE(client->model->at("one/f"), nullptr);
+  ASSERT_EQ(client->model->at("one/f")->attr.ino, client->model->at("two/f")->attr.ino);
+  act([&] { put(*this / "two/f", "other!", 0); });
+  act([&] { fs::create_directories(*this / "one/d/e"); });
+  act([&] { put(*this / "two/d", "a file"); });
+  // One that comes and goes while the tree is watched.
+  act([&] { fs::create_directories(*this / "late"); });
+  ASSERT_EQ(::mount("nearbox-test", (*this / "late").c_str(), "tmpfs", MS_NOSUID | MS_NODEV, "size=1m"), 0);
+  mounted.push_back(*this / "late");
+  act([&] { put(*this / "late/f", "on the new one"); });
+  act([&] { put(*this / "late/f", "once more"); });
+  ASSERT_EQ(::umount2(mounted.back().c_str(), MNT_DETACH), 0);
+  mounted.pop_back();
+  act([&] { put(*this / "late/g", "beneath"); });
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, WatcherTest,
+                         ::testing::Values(Kind{"fanotify", "", wire::WatchKind::kFanotify},
+                                           Kind{"fanotify_basic", "agent.no_fan_rename\n",
+                                                wire::WatchKind::kFanotify},
+                                           Kind{"inotify", "agent.no_fanotify\n", wire::WatchKind::kInotify}),
+                         [](const auto& kind) { return std::string(kind.param.name); });
+
+}  // namespace
+}  // namespace nearbox::agent

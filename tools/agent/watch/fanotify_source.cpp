@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/agent/watch/fanotify_source.h"
+
+#include <array>
+#include <cstring>
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "client/base/fault.h"
+#include "tools/agent/fs_path.h"
+#include "tools/agent/mounts.h"
+
+namespace nearbox::agent {
+namespace {
+
+constexpr std::uint64_t kNames = FAN_CREATE | FAN_DELETE | FAN_RENAME | FAN_MOVED_FROM | FAN_MOVED_TO;
+constexpr std::uint64_t kBytes = FAN_MODIFY | FAN_CLOSE_WRITE;
+constexpr unsigned kBasic = FAN_CLASS_NOTIF | FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE |
+                            FAN_UNLIMITED_MARKS | FAN_REPORT_DFID_NAME | FAN_REPORT_FID;
+
+// A handle as this file keys it: file system, type, bytes.
+std::string handle_key(const void* fsid, const struct file_handle& handle) {
+  std::string key(sizeof(fsid_t) + sizeof handle.handle_type + handle.handle_bytes, '\0');
+  std::memcpy(key.data(), fsid, sizeof(fsid_t));
+  std::memcpy(key.data() + sizeof(fsid_t), &handle.handle_type, sizeof handle.handle_type);
+  std::memcpy(key.data() + sizeof(fsid_t) + sizeof handle.handle_type, handle.f_handle, handle.handle_bytes);
+  return key;
+}
+
+struct HandleBuffer {
+  alignas(struct file_handle) std::array<char, sizeof(struct file_handle) + MAX_HANDLE_SZ> bytes{};
+  struct file_handle& get() {
+    return *reinterpret_cast<struct file_handle*>(bytes.data());
+  }
+};
+
+}  // namespace
+
+base::Result<std::unique_ptr<WatchSource>> make_fanotify_source() {
+  if (base::fault::active("agent.no_fanotify")) return base::errno_error(EPERM, "fanotify");
+  const bool rename = !base::fault::active("agent.no_fan_rename");
+  // FAN_RENAME and the handles of targets came with one kernel (5.17).
+  base::UniqueFd fd;
+  if (rename) fd.reset(::fanotify_init(kBasic | FAN_REPORT_TARGET_FID, O_RDONLY | O_CLOEXEC));
+  const bool targets = static_cast<bool>(fd);
+  if (!fd) fd.reset(::fanotify_init(kBasic, O_RDONLY | O_CLOEXEC));
+  if (!fd) return base::last_errno("fanotify");
+  return std::unique_ptr<WatchSource>(std::make_unique<FanotifySource>(std::move(fd), targets));
+}
+
+FanotifySource::FanotifySource(base::UniqueFd group, bool targets)
+    : group_(std::move(group)), targets_(targets), self_(::getpid()), buffer_(kReadBuffer) {}
+
+base::Result<FanotifySource::Fs*> FanotifySource::mark(int dir) {
+  struct statfs fs {};
+  struct stat st {};
+  if (::fstatfs(dir, &fs) != 0 || ::fstat(dir, &st) != 0) return base::last_errno("statfs");
+  for (auto& known : file_systems_) {
+    if (known->dev == st.st_dev) return known.get();
+  }
+  if (file_systems_.size() >= kMaxFileSystems) return base::errno_error(EMFILE, "file systems");
+  auto made = std::make_unique<Fs>();
+  // Not O_PATH: open_by_handle_at() takes no such descriptor for the mount.
+  made->mount.reset(::openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!made->mount) return base::last_errno("open");
+  made->dev = st.st_dev;
+  std::memcpy(made->fsid.data(), &fs.f_fsid, sizeof fs.f_fsid);
+  // An identity that names no file system or two of them would mix their handles up.
+  if (made->fsid == Fsid{}) return base::errno_error(ENODEV, "fsid");
+  for (auto& known : file_systems_) {
+    if (known->fsid == made->fsid) return base::errno_error(EXDEV, "fsid");
+  }
+  const auto names = targets_ ? FAN_RENAME : FAN_MOVED_FROM | FAN_MOVED_TO;
+  const std::uint64_t mask = FAN_CREATE | FAN_DELETE | names | kBytes | FAN_ATTRIB | FAN_ONDIR;
+  if (::fanotify_mark(group_.get(), FAN_MARK_ADD | FAN_MARK_FILESYSTEM, mask, made->mount.get(), nullptr) !=
+      0) {
+    return base::last_errno("fanotify_mark");
+  }
+  file_systems_.push_back(std::move(made));
+  return file_systems_.back().get();
+}
+
+base::Result<void> FanotifySource::add_root(const RootPtr& root, std::size_t index, HintSink& /*sink*/) {
+  auto fs = mark(root->dir.get());
+  if (!fs) return std::move(fs).error();
+  // Proves that this process may open by handle as well.
+  Dir* const dir = dir_of_fd(root->dir.get());
+  if (dir == nullptr || !open_handle(dir->key, O_PATH | O_DIRECTORY)) {
+    return base::errno_error(EPERM, "open by handle");
+  }
+  for (const auto& below : MountTable::load().ordinary_below(root->path)) {
+    if (auto marked = add_mount(root, below); !marked) return marked;
+  }
+  if (roots_.size() <= index) roots_.resize(index + 1);
+  roots_[index] = root->node;
+  root_nodes_[root->node].set(index);
+  return {};
+}
+
+base::Result<void> FanotifySource::add_mount(const RootPtr& /*root*/, const std::string& path) {
+  const base::UniqueFd fd(::open(path.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  if (!fd) return {};  // hidden below another mount, or a file
+  if (auto marked = mark(fd.get()); !marked) return std::move(marked).error().during(path);
+  ++generation_;  // the directories beneath have others above them now
+  return {};
+}
+
+void FanotifySource::remove_root(std::size_t index) {
+  if (index >= roots_.size()) return;
+  const auto it = root_nodes_.find(roots_[index]);
+  if (it == root_nodes_.end()) return;
+  it->second.reset(index);
+  if (it->second.none()) root_nodes_.erase(it);
+}
+
+std::size_t FanotifySource::queued() {
+  int bytes = 0;  // a metadata's size for each event: linux v6.1 fanotify_user.c, fanotify_ioctl()
+  if (::ioctl(group_.get(), FIONREAD, &bytes) != 0 || bytes < 0) return 0;
+  return static_cast<std::size_t>(bytes);
+}
+
+base::UniqueFd FanotifySource::open_handle(const std::string& key, int flags) const {
+  HandleBuffer buffer;
+  struct file_handle& handle = buffer.get();
+  const std::size_t head = sizeof(fsid_t) + sizeof handle.handle_type;
+  if (key.size() < head || key.size() - head > MAX_HANDLE_SZ) return base::UniqueFd();
+  for (const auto& fs : file_systems_) {
+    if (std::memcmp(fs->fsid.data(), key.data(), sizeof(fsid_t)) != 0) continue;
+    handle.handle_bytes = static_cast<unsigned>(key.size() - head);
+    std::memcpy(&handle.handle_type, key.data() + sizeof(fsid_t), sizeof handle.handle_type);
+    std::memcpy(handle.f_handle, key.data() + head, handle.handle_bytes);
+    return base::UniqueFd(::open_by_handle_at(fs->mount.get(), &handle, flags | O_CLOEXEC));
+  }
+  return base::UniqueFd();
+}
+
+FanotifySource::Dir* FanotifySource::keep(wire::NodeId node, std::string key) {
+  if (dirs_.size() >= kMaxDirs) {
+    by_key_.clear();
+    dirs_.clear();
+  }
+  auto& slot = dirs_[node];
+  if (!slot) {
+    slot = std::make_unique<Dir>();
+  } else {
+    by_key_.erase(slot->key);  // an inode number used again
+  }
+  *slot = Dir{node, std::move(key), wire::NodeId{}, false, 0};
+  by_key_[slot->key] = slot.get();
+  return slot.get();
+}
+
+// The directory of an open descriptor; nothing when its file system is none of ours.
+FanotifySource::Dir* FanotifySource::dir_of_fd(int fd) {
+  struct stat st {};
+  if (::fstat(fd, &st) != 0) return nullptr;
+  const auto known = dirs_.find(node_of(st));
+  HandleBuffer buffer;
+  buffer.get().handle_bytes = MAX_HANDLE_SZ;
+  int mount_id = 0;
+  if (::name_to_handle_at(fd, "", &buffer.get(), &mount_id, AT_EMPTY_PATH) != 0) return nullptr;
+  for (const auto& fs : file_systems_) {
+    if (fs->dev != st.st_dev) continue;
+    auto key = handle_key(fs->fsid.data(), buffer.get());
+    if (known != dirs_.end() && known->second->key == key) return known->second.get();
+    return keep(node_of(st), std::move(key));
+  }
+  return nullptr;
+}
+
+// Nothing when it is gone.
+FanotifySource::Dir* FanotifySource::dir_of_key(const std::string& key) {
+  if (const auto it = by_key_.find(key); it != by_key_.end()) return it->second;
+  const auto fd = open_handle(key, O_PATH | O_DIRECTORY);
+  struct stat st {};
+  if (!fd || ::fstat(fd.get(), &st) != 0) return nullptr;
+  return keep(node_of(st), key);
+}
+
+// The node of the directory above, looked up where it is not known (any more); itself at the top.
+wire::NodeId FanotifySource::parent_of(Dir& dir) {
+  if (dir.parent_known && dir.generation == generation_) return dir.parent;
+  const auto fd = open_handle(dir.key, O_PATH | O_DIRECTORY);
+  if (!fd) return dir.node;
+  const base::UniqueFd up(::openat(fd.get(), "..", O_PATH | O_DIRECTORY | O_CLOEXEC));
+  struct stat st {};
+  if (!up || ::fstat(up.get(), &st) != 0) return dir.node;
+  const auto node = dir.node;
+  const auto parent = node_of(st);
+  if (parent != node) {
+    (void)dir_of_fd(up.get());  // may clear the table
+    const auto again = dirs_.find(node);
+    if (again == dirs_.end()) return parent;
+    again->second->parent = parent;
+    again->second->parent_known = true;
+    again->second->generation = generation_;
+    return parent;
+  }
+  dir.parent = node;
+  dir.parent_known = true;
+  dir.generation = generation_;
+  return node;
+}
+
+RootSet FanotifySource::roots_of(wire::NodeId dir) {
+  RootSet found;
+  for (std::size_t level = 0; level < kMaxLevels; ++level) {
+    if (const auto root = root_nodes_.find(dir); root != root_nodes_.end()) found |= root->second;
+    const auto it = dirs_.find(dir);
+    if (it == dirs_.end()) break;
+    const auto parent = parent_of(*it->second);
+    if (parent == dir) break;
+    dir = parent;
+  }
+  return found;
+}
+
+base::UniqueFd FanotifySource::open_dir(wire::NodeId dir) {
+  const auto it = dirs_.find(dir);
+  return it == dirs_.end() ? base::UniqueFd() : open_handle(it->second->key, O_PATH | O_DIRECTORY);
+}
+
+std::optional<struct stat> FanotifySource::target(std::string_view handle) {
+  const auto fd = open_handle(std::string(handle), O_PATH);
+  struct stat st {};
+  if (!fd || ::fstat(fd.get(), &st) != 0) return std::nullopt;
+  return st;
+}
+
+void FanotifySource::entered(int fd, wire::NodeId /*dir*/, wire::NodeId /*parent*/,
+                             std::string_view /*name*/) {
+  (void)dir_of_fd(fd);
+}
+
+namespace {
+
+// A pointer to a record of `size` at `at`, if it lies in the event.
+template <class T>
+bool load(const char* at, const char* end, T& out) {
+  if (static_cast<std::size_t>(end - at) < sizeof out) return false;
+  std::memcpy(&out, at, sizeof out);
+  return true;
+}
+
+}  // namespace
+
+FanotifySource::Records FanotifySource::parse(const char* at, const char* end) {
+  Records records;
+  struct fanotify_event_info_header head {};
+  while (load(at, end, head) && head.len >= sizeof head && head.len <= end - at) {
+    const char* const stop = at + head.len;
+    const char* const fsid = at + sizeof head;
+    HandleBuffer buffer;
+    struct file_handle& handle = buffer.get();
+    const char* const raw = fsid + sizeof(fsid_t);
+    at = stop;
+    const auto fixed = static_cast<std::ptrdiff_t>(sizeof handle.handle_bytes + sizeof handle.handle_type);
+    if (stop - raw < fixed) continue;
+    std::memcpy(&handle.handle_bytes, raw, sizeof handle.handle_bytes);
+    std::memcpy(&handle.handle_type, raw + sizeof handle.handle_bytes, sizeof handle.handle_type);
+    const char* const bytes = raw + fixed;
+    if (handle.handle_bytes > MAX_HANDLE_SZ ||
+        stop - bytes < static_cast<std::ptrdiff_t>(handle.handle_bytes)) {
+      continue;
+    }
+    std::memcpy(handle.f_handle, bytes, handle.handle_bytes);
+    const char* const name = bytes + handle.handle_bytes;
+    Place place{handle_key(fsid, handle),
+                std::string_view(name, ::strnlen(name, static_cast<std::size_t>(stop - name)))};
+    switch (head.info_type) {
+      case FAN_EVENT_INFO_TYPE_FID:
+        records.target = std::move(place.dir);
+        break;
+      case FAN_EVENT_INFO_TYPE_DFID:
+        place.name = ".";
+        [[fallthrough]];
+      case FAN_EVENT_INFO_TYPE_DFID_NAME:
+      case FAN_EVENT_INFO_TYPE_OLD_DFID_NAME:
+        records.from = std::move(place);
+        break;
+      case FAN_EVENT_INFO_TYPE_NEW_DFID_NAME:
+        records.to = std::move(place);
+        break;
+      default:
+        break;
+    }
+  }
+  return records;
+}
+
+std::size_t FanotifySource::read(HintSink& sink) {
+  const ssize_t got = ::read(group_.get(), buffer_.data(), buffer_.size());
+  if (got <= 0) return 0;
+  const char* at = buffer_.data();
+  const char* const end = at + got;
+  std::size_t count = 0;
+  struct fanotify_event_metadata event {};
+  while (load(at, end, event) && event.event_len >= sizeof event && event.event_len <= end - at) {
+    if (event.fd >= 0) (void)::close(event.fd);  // none is asked for
+    ++count;
+    if ((event.mask & FAN_Q_OVERFLOW) != 0) {
+      sink.overflow("the kernel's queue");
+    } else {
+      take(event, parse(at + event.metadata_len, at + event.event_len), sink);
+    }
+    at += event.event_len;
+  }
+  return count * FAN_EVENT_METADATA_LEN;
+}
+
+void FanotifySource::take(const struct fanotify_event_metadata& event, const Records& records,
+                          HintSink& sink) {
+  const bool own = event.pid == self_;
+  const bool directory = (event.mask & FAN_ONDIR) != 0;
+  if (directory && (event.mask & (FAN_RENAME | FAN_MOVED_TO | FAN_MOVED_FROM)) != 0) moved(records);
+  if (own) return;  // told by whoever did it
+  if ((event.mask & FAN_RENAME) != 0) return renamed(records, directory, sink);
+  if (records.from.dir.empty()) {
+    // No name: the link count of a node with other names changed.
+    if (!records.target.empty()) sink.hint({{}, {}, kHintLook, records.target});
+    return;
+  }
+  Dir* const dir = dir_of_key(records.from.dir);
+  if (dir == nullptr) return;
+  const auto node = dir->node;
+  if (directory && (event.mask & (FAN_DELETE | FAN_MOVED_FROM)) != 0) sink.check_roots();
+  std::uint32_t flags = kHintLook;
+  if ((event.mask & kBytes) != 0) flags |= kHintContent;
+  if ((event.mask & kNames) != 0) flags |= kHintListing;
+  if ((event.mask & FAN_CREATE) != 0) flags |= kHintBorn | kHintFresh;
+  const auto roots = roots_of(node);
+  if ((event.mask & FAN_MOVED_TO) != 0) flags |= moved_to(roots, directory, event.pid);
+  if ((event.mask & FAN_MOVED_FROM) != 0 && directory) {
+    flags |= kHintAtOnce;
+    moved_from_pid_ = event.pid;
+    moved_from_roots_ = roots;
+    moved_from_until_ = std::chrono::steady_clock::now() + kPairWithin;
+  }
+  if (roots.none()) {
+    // A file with another name below a root may have been written through this one.
+    if ((flags & kHintContent) != 0 && (flags & kHintBorn) == 0 && !records.target.empty()) {
+      sink.hint({{}, {}, flags, records.target});
+    }
+    return;
+  }
+  const auto name = records.from.name == "." ? std::string_view{} : records.from.name;
+  sink.hint({node, name, flags, records.target});
+}
+
+// A directory is elsewhere now: what is known of the place of those below it follows from its own.
+void FanotifySource::moved(const Records& records) {
+  const auto it = records.target.empty() ? by_key_.end() : by_key_.find(records.target);
+  if (it != by_key_.end()) {
+    it->second->parent_known = false;
+  } else if (records.target.empty()) {
+    ++generation_;
+  }
+}
+
+void FanotifySource::renamed(const Records& records, bool directory, HintSink& sink) {
+  Dir* dir = dir_of_key(records.from.dir);
+  const auto from = dir == nullptr ? wire::NodeId{} : dir->node;
+  dir = dir_of_key(records.to.dir);
+  const auto to = dir == nullptr ? wire::NodeId{} : dir->node;
+  const auto roots_from = from == wire::NodeId{} ? RootSet{} : roots_of(from);
+  const auto roots_to = to == wire::NodeId{} ? RootSet{} : roots_of(to);
+  if (directory) sink.check_roots();
+  const std::uint32_t flags = kHintLook | kHintListing | (directory ? kHintAtOnce : 0U);
+  // Some root has it new: for its clients all of it is told, for the others once more.
+  const bool arrived =
+      (roots_to & ~roots_from).any() || (directory && sink.untold(from, records.from.name, records.target));
+  if (roots_to.any()) {
+    sink.hint({to, records.to.name, flags | (arrived ? kHintFresh | kHintBorn : 0U), records.target});
+  }
+  if (roots_from.any()) sink.hint({from, records.from.name, flags, {}});
+}
+
+// Without FAN_RENAME: what was written under the old name may not have been seen there, so the bytes
+// count as changed. A directory is taken for one that left another place just before.
+std::uint32_t FanotifySource::moved_to(const RootSet& roots, bool directory, std::int32_t pid) {
+  if (!directory) return kHintBorn;
+  const bool paired = moved_from_pid_ == pid && std::chrono::steady_clock::now() < moved_from_until_ &&
+                      (roots & ~moved_from_roots_).none();
+  moved_from_pid_ = -1;
+  return kHintAtOnce | (paired ? 0U : kHintFresh | kHintBorn);
+}
+
+}  // namespace nearbox::agent

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "client/wire/messages.h"
+
+namespace nearbox::agent {
+
+enum HintFlags : std::uint32_t {
+  kHintLook = 1,      // something is to be looked at: set in every hint
+  kHintContent = 2,   // bytes changed: by `targets`, or by the name where there are none
+  kHintBorn = 4,      // a node was made under this name: an inode number may have been used again
+  kHintFresh = 8,     // if it is a directory, the clients know nothing of what is in it
+  kHintAtOnce = 16,   // not to be held back: the other name of a rename is looked at with it
+  kHintListing = 32,  // names came or went: the directory's own attributes changed as well
+};
+
+// What the kernel said of a name, or with an empty name of a node itself. A reason to look, no more.
+struct Hint {
+  wire::NodeId dir;  // {0, 0} with an empty name: the node of `target`, whatever its name
+  std::string_view name;
+  std::uint32_t flags = kHintLook;
+  std::string_view target;  // the kernel's handle of the node that changed, where it gave one
+};
+
+}  // namespace nearbox::agent

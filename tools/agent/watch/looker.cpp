@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/agent/watch/looker.h"
+
+#include <array>
+#include <deque>
+#include <dirent.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "tools/agent/fs_path.h"
+
+namespace nearbox::agent {
+namespace {
+
+using Item = Coalescer::Item;
+using Clock = std::chrono::steady_clock;
+
+struct CloseDir {
+  void operator()(DIR* dir) const { ::closedir(dir); }
+};
+
+bool stat_at(int dir, const std::string& name, struct stat& st) {
+  const char* const path = name.empty() ? "." : name.c_str();
+  return ::fstatat(dir, path, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) == 0;
+}
+
+// The path of an open directory, "" where /proc is not mounted.
+std::string path_of(int fd) {
+  std::array<char, wire::kMaxPath> buffer{};
+  const ssize_t n = ::readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), buffer.data(), buffer.size());
+  if (n <= 0 || static_cast<std::size_t>(n) >= buffer.size() || buffer[0] != '/') return {};
+  return {buffer.data(), static_cast<std::size_t>(n)};
+}
+
+std::string below(const std::string& directory, const std::string& name) {
+  if (directory.empty()) return name;
+  return directory.back() == '/' ? directory + name : directory + "/" + name;
+}
+
+// A name that vanished before its target could be read is gone.
+bool read_target(int dir, const std::string& name, std::string& target) {
+  std::array<char, wire::kMaxPath> buffer{};
+  const ssize_t n = ::readlinkat(dir, name.c_str(), buffer.data(), buffer.size());
+  if (n < 0) return false;
+  target.assign(buffer.data(), static_cast<std::size_t>(n));
+  return true;
+}
+
+wire::NodeId node_of(const wire::Attr& attr) { return {attr.dev, attr.ino}; }
+
+}  // namespace
+
+bool Looker::own_mount(int dir, const std::string& name) const {
+  return mounts_.any_own() && !name.empty() && mounts_.own_mount(below(path_of(dir), name));
+}
+
+void Looker::look(WatchSource& source, std::vector<Item>::iterator from, std::vector<Item>::iterator to,
+                  const RootSet& every_root, Findings& out) {
+  if (from->dir == wire::NodeId{}) {
+    for (auto it = from; it != to; ++it) {
+      it->targets.push_back(std::move(it->name));
+      resolve_targets(source, *it, {}, every_root, out);
+    }
+    return;
+  }
+  const auto roots = source.roots_of(from->dir);
+  const auto fd = roots.none() ? base::UniqueFd() : source.open_dir(from->dir);
+  for (auto it = from; it != to; ++it) {
+    if (fd) {
+      look_at(source, fd.get(), *it, roots, out);
+    } else {  // the directory is gone or elsewhere, but a file that was in it may have other names
+      resolve_targets(source, *it, {}, every_root, out);
+    }
+  }
+}
+
+// Bytes that changed belong to nodes, not names: each target gets its version, and one that is not
+// what the name shows is told by itself.
+void Looker::resolve_targets(WatchSource& source, const Item& item, wire::NodeId here, const RootSet& roots,
+                             Findings& out) {
+  const bool content = (item.flags & (kHintContent | kHintBorn)) != 0;
+  for (const auto& target : item.targets) {
+    const auto st = source.target(target);
+    if (!st) continue;
+    const auto node = agent::node_of(*st);
+    if (node == here) {
+      if (content) versions_.bump(node);
+      continue;
+    }
+    if (content) versions_.bump(node);
+    if (st->st_nlink == 0 || S_ISDIR(st->st_mode)) continue;
+    if (here == wire::NodeId{} && item.dir == wire::NodeId{} && content && st->st_nlink < 2) continue;
+    wire::NameState state;
+    state.dir = node;
+    state.attr = make_attr(*st);
+    out.there.push_back({std::move(state), roots});
+  }
+}
+
+void Looker::look_at(WatchSource& source, int fd, const Item& item, const RootSet& roots, Findings& out) {
+  if (own_mount(fd, item.name)) return;
+  struct stat st {};
+  wire::NameState state;
+  state.dir = item.dir;
+  state.name = item.name;
+  bool there = stat_at(fd, item.name, st);
+  if (there && S_ISLNK(st.st_mode)) there = read_target(fd, item.name, state.target);
+  resolve_targets(source, item, there ? agent::node_of(st) : wire::NodeId{}, roots, out);
+  if (!there) {
+    if ((item.flags & kHintFresh) != 0) {
+      if (missed_.size() > kMaxMissed) missed_.clear();
+      missed_.insert(item.targets.begin(), item.targets.end());
+    }
+    if (!item.name.empty()) out.gone.push_back({std::move(state), roots});
+    return;
+  }
+  const bool by_name = (item.flags & kHintContent) != 0 && item.targets.empty();
+  if (by_name || (item.flags & kHintBorn) != 0) versions_.bump(agent::node_of(st));
+  state.attr = make_attr(st);
+  if (S_ISDIR(st.st_mode) && (item.flags & kHintFresh) != 0 && !item.name.empty()) {
+    return list(source, fd, item, state.attr, roots, out);
+  }
+  out.there.push_back({std::move(state), roots});
+}
+
+struct Looker::Listing {
+  int top = -1;
+  RootSet roots;
+  std::deque<std::string> waiting;  // relative to top
+  std::size_t names = 0;
+  std::vector<Seen> seen;
+};
+
+void Looker::list(WatchSource& source, int parent, const Item& item, const wire::Attr& attr,
+                  const RootSet& roots, Findings& out) {
+  Listing listing;
+  listing.roots = roots;
+  wire::NameState head;
+  head.dir = item.dir;
+  head.name = item.name;
+  head.flags = wire::kNameFresh;
+  head.attr = attr;
+  const base::UniqueFd top(
+      ::openat(parent, item.name.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  struct stat st {};
+  if (!top || ::fstat(top.get(), &st) != 0 || agent::node_of(st) != node_of(attr)) {
+    return;  // replaced since: an event says so
+  }
+  source.entered(top.get(), agent::node_of(st), item.dir, item.name);
+  listing.top = top.get();
+  listing.seen.push_back({std::move(head), roots});
+  listing.waiting.emplace_back();
+  bool complete = true;
+  while (complete && !listing.waiting.empty()) {
+    const auto path = std::move(listing.waiting.front());
+    listing.waiting.pop_front();
+    complete = list_one(source, listing, path);
+  }
+  for (auto& seen : listing.seen) out.there.push_back(std::move(seen));
+  if (!complete) out.lost.push_back({path_of(top.get()), roots});
+}
+
+// False: too many names for one listing.
+bool Looker::list_one(WatchSource& source, Listing& listing, const std::string& path) {
+  auto fd = open_beneath(listing.top, path, O_RDONLY | O_DIRECTORY);
+  const bool readable = fd.ok();
+  if (!readable) fd = open_beneath(listing.top, path, O_PATH | O_DIRECTORY);
+  struct stat st {};
+  if (!fd || ::fstat(fd->get(), &st) != 0) return true;  // gone: an event says so
+  const auto dir = agent::node_of(st);
+  wire::NameState tail;
+  tail.dir = dir;
+  tail.flags = wire::kNameListed;
+  tail.attr = make_attr(st);
+  if (readable && !pseudo(tail.attr)) {
+    const int number = fd->get();
+    const std::unique_ptr<DIR, CloseDir> handle(::fdopendir(number));
+    if (!handle) return true;
+    (void)fd->release();  // the handle closes it
+    while (const struct dirent* found = ::readdir(handle.get())) {
+      const std::string name = found->d_name;
+      if (name == "." || name == ".." || own_mount(number, name)) continue;
+      if (++listing.names > kMaxFreshNames) return false;
+      Item item{dir, name, 0, {}};
+      if (auto waiting = names_.take_name(dir, name, Clock::now())) item = std::move(*waiting);
+      item.flags &= ~static_cast<std::uint32_t>(kHintFresh);
+      item.flags |= kHintBorn;  // what became of it elsewhere, nobody told
+      // A directory is told as fresh when its node is known: after the look.
+      Findings found_here;
+      look_at(source, number, item, listing.roots, found_here);
+      for (auto& seen : found_here.there) {
+        const bool listed = seen.state.name == name && S_ISDIR(seen.state.attr.mode);
+        if (listed) {
+          seen.state.flags = wire::kNameFresh;
+          const base::UniqueFd sub(
+              ::openat(number, name.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+          if (sub) source.entered(sub.get(), node_of(seen.state.attr), dir, name);
+          auto next = below(path, name);
+          if (next.size() < wire::kMaxPath) listing.waiting.push_back(std::move(next));
+        }
+        listing.seen.push_back(std::move(seen));
+      }
+    }
+  }
+  listing.seen.push_back({std::move(tail), listing.roots});
+  return true;
+}
+
+}  // namespace nearbox::agent

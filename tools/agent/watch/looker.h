@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+#include "client/wire/changes.h"
+#include "tools/agent/mounts.h"
+#include "tools/agent/versions.h"
+#include "tools/agent/watch/coalescer.h"
+#include "tools/agent/watch/source.h"
+
+namespace nearbox::agent {
+
+inline constexpr std::size_t kMaxFreshNames = 20'000;  // of one new directory with all below it
+
+inline constexpr std::size_t kMaxMissed = 4096;
+
+// What a look found, and below which roots.
+struct Seen {
+  wire::NameState state;
+  RootSet roots;
+};
+
+// A directory that the clients have to read by themselves.
+struct LostDir {
+  std::string path;  // absolute
+  RootSet roots;
+};
+
+struct Findings {
+  std::vector<Seen> there;  // in the order in which they must be told
+  std::vector<Seen> gone;
+  std::vector<LostDir> lost;
+};
+
+// Looks at names that events spoke of, and lists directories that are new.
+//
+// Threads: one, the source's. Blocking system calls on the tree; no symlink is followed, and mounts of
+//          nearbox itself are not touched.
+class Looker {
+ public:
+  Looker(Versions& versions, Coalescer& names) : versions_(versions), names_(names) {}
+
+  // A new directory with this handle was gone from its name when it was to be told.
+  bool missed(std::string_view target) const { return missed_.count(std::string(target)) != 0; }
+  void set_mounts(MountTable mounts) { mounts_ = std::move(mounts); }
+
+  // Items of one directory.
+  void look(WatchSource& source, std::vector<Coalescer::Item>::iterator from,
+            std::vector<Coalescer::Item>::iterator to, const RootSet& every_root, Findings& out);
+  // A name in an open directory, below these roots.
+  void look_at(WatchSource& source, int fd, const Coalescer::Item& item, const RootSet& roots, Findings& out);
+
+ private:
+  struct Listing;
+  void resolve_targets(WatchSource& source, const Coalescer::Item& item, wire::NodeId here,
+                       const RootSet& roots, Findings& out);
+  void list(WatchSource& source, int parent, const Coalescer::Item& item, const wire::Attr& attr,
+            const RootSet& roots, Findings& out);
+  bool list_one(WatchSource& source, Listing& listing, const std::string& path);
+  bool own_mount(int dir, const std::string& name) const;
+  bool pseudo(const wire::Attr& attr) const { return mounts_.pseudo_device(attr.dev); }
+
+  Versions& versions_;
+  Coalescer& names_;
+  MountTable mounts_;
+  std::unordered_set<std::string> missed_;  // at most kMaxMissed, then begun anew
+};
+
+}  // namespace nearbox::agent

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "client/base/log.h"
+#include "client/base/mutex.h"
+#include "client/base/result.h"
+#include "client/base/unique_fd.h"
+#include "client/wire/changes.h"
+#include "tools/agent/event_log.h"
+#include "tools/agent/roots.h"
+#include "tools/agent/versions.h"
+#include "tools/agent/watch/looker.h"
+
+namespace nearbox::agent {
+
+inline constexpr std::chrono::milliseconds kBatch{5};     // between two rounds of looks under load
+inline constexpr std::size_t kLooksAtOnce = 512;          // then the kernel's queue is read again
+inline constexpr std::size_t kMaxOwnChanges = 64 * 1024;  // of this agent, not told to others yet
+inline constexpr std::size_t kMaxWatchCalls = 1024;       // watch() and barrier() waiting
+inline constexpr std::size_t kMaxQueuedBytes = 48 << 20;  // 2 M events in the kernel: taken for an overflow
+inline constexpr std::chrono::seconds kWatchDeadline{60};
+inline constexpr std::chrono::seconds kIncompleteAgain{5};  // how often what is not watched is read again
+
+// What an operation of this agent changed, for the clients that did not ask for it.
+struct OwnChange {
+  RootPtr root;
+  std::vector<std::string> paths;  // relative
+  wire::Attr attr;                 // of the node
+  bool made = false;               // a directory that nobody knows
+};
+
+// Watches the trees that clients work on and tells each client what changed there.
+//
+// Owns:    its thread, started by the first watch(), and the kernel's queues, which are closed when the
+//          last watch ends: the thread then sleeps.
+// Threads: any may call. All looking and telling is done by its thread; mu_ is held while a client's log
+//          is written to (which is memory), never across a look.
+// Bounds:  those of Coalescer and the sources. A client that does not take its events gets one kLost for
+//          what it missed instead; what overflows otherwise is one kLost for every root, and every
+//          version counts as changed.
+// Order:   states that were looked at later are told later. An operation of this agent is told to its own
+//          client by OpDone alone, unless a look ran beside it: then the look is done again.
+class Watcher {
+ public:
+  using Clock = std::chrono::steady_clock;
+  explicit Watcher(base::Logger& log, Versions& versions = Versions::process());
+  ~Watcher();
+  Watcher(const Watcher&) = delete;
+  Watcher& operator=(const Watcher&) = delete;
+
+  // Tells `log` of changes below a root, until forget(owner). Once more: answers the same.
+  // Errors:  ETIMEDOUT, EBUSY, ESHUTDOWN. That nothing can be watched is no error but kNone.
+  base::Result<wire::WatchReply> watch(const void* owner, EventLog& log, std::uint32_t number,
+                                       const RootPtr& root, Clock::time_point deadline) EXCLUDES(mu_);
+  // Errors:  EOPNOTSUPP: this root is not watched; else as above.
+  base::Result<wire::BarrierReply> barrier(const void* owner, std::uint32_t number,
+                                           Clock::time_point deadline) EXCLUDES(mu_);
+  // Nothing of the owner is used when it returns.
+  void forget(const void* owner) EXCLUDES(mu_);
+
+  // An operation of `owner`: begins; is applied and has its version; its OpDone was recorded.
+  std::uint64_t op_begins() const { return rounds_.load(); }
+  void op_applied(const void* owner, OwnChange change) EXCLUDES(mu_);
+  void op_told(std::uint64_t begun, OwnChange change) EXCLUDES(mu_);
+  // This agent made a directory (absolute path), and perhaps others below it, by other means.
+  void directory_made(const std::string& path) EXCLUDES(mu_);
+  // Somebody watches: without, those above need not be called.
+  bool watching() const { return versions_.enabled(); }
+
+ private:
+  struct Subscription {
+    const void* owner;
+    EventLog* log;
+    std::uint32_t number;
+    bool behind = false;  // told nothing until its client has taken what is there
+  };
+  struct WatchedRoot {
+    RootPtr root;  // empty: free
+    WatchSource* source = nullptr;
+    std::vector<std::string> mounts;     // below it, absolute
+    std::vector<std::string> unwatched;  // those of them that came later and cannot be watched
+    std::vector<Subscription> subscriptions;
+  };
+  struct Call;
+  struct Own {
+    OwnChange change;
+    const void* except;  // owner who knows it already
+  };
+  class Sink;
+
+  base::Result<void> post(const std::shared_ptr<Call>& call, Clock::time_point deadline) EXCLUDES(mu_);
+  void wake() const;
+
+  // The thread.
+  void run(const std::stop_token& stop) noexcept;
+  void step();
+  void wait();
+  bool read_sources(std::size_t max_reads);
+  void read_queued();
+  void serve_calls() EXCLUDES(mu_);
+  void add_watch(Call& call) EXCLUDES(mu_);
+  base::Result<std::size_t> add_root(const RootPtr& root) EXCLUDES(mu_);
+  void do_barrier(Call& call) EXCLUDES(mu_);
+  void drop_unused() EXCLUDES(mu_);
+  void look_at_mounts() EXCLUDES(mu_);
+  void tell_unwatched() EXCLUDES(mu_);
+  void round(bool everything);
+  void look_at_own(Findings& out) EXCLUDES(mu_);
+  void look_at_one(const Own& own, Findings& out);
+  void look(std::vector<Coalescer::Item>& items, Findings& out);
+  void tell(std::vector<Seen>& seen, const void* except = nullptr) EXCLUDES(mu_);
+  void tell_lost_dirs(const std::vector<LostDir>& lost) EXCLUDES(mu_);
+  void tell_lost(std::size_t index, const std::string& path, bool content) EXCLUDES(mu_);
+  bool give_locked(Subscription& to, wire::EventKind kind, wire::Bytes body) REQUIRES(mu_);
+  void everything_lost(const char* why);
+  bool incomplete() const { return inotify_ && inotify_->incomplete(); }
+  void check_roots();
+  RootSet used_roots() EXCLUDES(mu_);
+
+  base::Logger& log_;
+  Versions& versions_;
+  const base::UniqueFd wake_;
+  std::atomic<std::uint64_t> rounds_{0};  // odd while one runs
+  base::Mutex mu_;
+  base::CondVar answered_;
+  std::vector<WatchedRoot> roots_ GUARDED_BY(mu_);  // changed by the thread alone, but subscriptions
+  std::vector<std::shared_ptr<Call>> calls_ GUARDED_BY(mu_);
+  std::vector<Own> own_ GUARDED_BY(mu_);
+  bool own_lost_ GUARDED_BY(mu_) = false;
+  bool forgot_ GUARDED_BY(mu_) = false;
+  bool stopping_ GUARDED_BY(mu_) = false;
+
+  // Of the thread.
+  std::unique_ptr<WatchSource> fanotify_;
+  std::unique_ptr<WatchSource> inotify_;
+  Coalescer names_;
+  Looker looker_;
+  Clock::time_point last_round_{};
+  bool overflowed_ = false;
+  const char* why_lost_ = "";
+  bool check_roots_ = false;
+  Clock::time_point incomplete_told_{};
+  base::UniqueFd mountinfo_;
+
+  std::jthread thread_ GUARDED_BY(mu_);  // last: it uses the others
+};
+
+}  // namespace nearbox::agent
