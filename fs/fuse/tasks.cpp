@@ -49,7 +49,6 @@ void Session::run(Request request, Task task) {
     for (const auto node : running->task.dirs) mirror.pin(node);
   });
   for (const auto dir : running->task.dirs) services_.tree.begin_operation(dir);
-  for (const auto node : running->task.nodes) services_.tree.begin_operation(node);
   if (running->task.renames_directory) services_.log.dir_renames().begin();
   for (std::size_t i = 0; i < count; ++i) submit(running, i, 0);
 }
@@ -106,7 +105,6 @@ void Session::applied(const std::shared_ptr<Running>& running, std::size_t i, in
   if (done.error == 0 && task.after) task.after(done);
   if (!last) return;
   for (const auto dir : task.dirs) services_.tree.end_operation(dir);
-  for (const auto node : task.nodes) services_.tree.end_operation(node);
   if (task.renames_directory) services_.log.dir_renames().end();
   services_.tree.write([&](sync::Mirror& mirror, sync::Changes&) {
     for (const auto node : task.nodes) mirror.unpin(node);

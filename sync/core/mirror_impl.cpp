@@ -354,6 +354,7 @@ void Mirror::Impl::distrust(NodeIndex top, bool recursive, bool content, Changes
     changes.push_back({Change::Kind::kAll, kNoNode, kNoNode, {}});
     all = true;
   };
+  if (dir(top).listing == Listing::kUnknown && dir(top).entries.size() == 0) return;  // nothing was shown
   if (top != kRoot) {  // what hangs below the entry goes with it, absences too
     const auto d = nodes[top].names;
     tell({Change::Kind::kEntry, top, dentries[d].dir, std::string(name_of(d))});

@@ -274,27 +274,6 @@ void TreeStore::Impl::apply(Walk& one, const std::vector<wire::TreeBlock>& block
 
 // ---- operations of our own
 
-// Whether an own operation on the node is under way, or was until a moment ago: what an event tells of it
-// now may have been seen before the operation, and its result before what the event tells.
-bool TreeStore::Impl::own_near(NodeIndex node) {
-  base::MutexLock lock(ops_mu);
-  const auto found = operations.find(node);
-  if (found == operations.end()) return false;
-  if (found->second.under_way > 0) found->second.told = true;
-  return found->second.under_way > 0 || found->second.until > Clock::now();
-}
-
-void TreeStore::Impl::tidy_operations() {
-  if (operations.size() < tidy_at) return;
-  const auto now = Clock::now();
-  const bool walking = !running_walks.empty();
-  const bool full = operations.size() >= kMaxOwn;
-  std::erase_if(operations, [&](const auto& entry) {
-    return entry.second.under_way == 0 && !walking && (full || entry.second.until <= now);
-  });
-  tidy_at = std::max<std::size_t>(64, operations.size() * 2);
-}
-
 // The agent may have looked at the directory before an operation that is done, or will be.
 bool TreeStore::Impl::frozen(NodeIndex dir, std::uint64_t began) {
   base::MutexLock lock(ops_mu);

@@ -272,22 +272,13 @@ void TreeStore::begin_operation(NodeIndex dir) {
 }
 
 void TreeStore::end_operation(NodeIndex dir) {
-  bool told = false;
-  {
-    base::MutexLock lock(impl_->ops_mu);
-    const auto found = impl_->operations.find(dir);
-    if (found == impl_->operations.end()) return;
-    auto& operation = found->second;
-    if (operation.under_way > 0) --operation.under_way;
-    operation.touched = ++impl_->op_epoch;
-    if (operation.under_way == 0) {
-      operation.until = Impl::Clock::now() + Impl::kOwnWindow;
-      told = std::exchange(operation.told, false);
-      impl_->tidy_operations();
-    }
-  }
-  if (!told) return;
-  impl_->later(0ms, [this, dir] { look_again(dir); });
+  base::MutexLock lock(impl_->ops_mu);
+  const auto found = impl_->operations.find(dir);
+  if (found == impl_->operations.end()) return;
+  auto& operation = found->second;
+  if (operation.under_way > 0) --operation.under_way;
+  operation.touched = ++impl_->op_epoch;
+  if (operation.under_way == 0 && impl_->running_walks.empty()) impl_->operations.erase(found);
 }
 
 // ---- telling

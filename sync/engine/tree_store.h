@@ -95,8 +95,7 @@ class TreeStore {
   // The counter is per directory; begin before the operation is sent, end after it was applied here.
   // A directory touched since the agent began to walk keeps its entries too (the walk may have been
   // there before the operation) and is listed alone soon after.
-  // What events tell of the directory, or of a node given to these in its stead, while an operation is
-  // under way or shortly after it may be older than the operation's result, or newer: it is looked at again.
+  // Events need no such care: what the agent looked at beside an operation it looks at again after it.
   void begin_operation(NodeIndex dir);
   void end_operation(NodeIndex dir);
   // Lists a directory again (of a file: the one it is in) and what is wrong here is put right.

@@ -132,8 +132,6 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   struct Operations {
     std::uint64_t under_way = 0;
     std::uint64_t touched = 0;  // op_epoch when one last began or ended
-    bool told = false;          // an event spoke of it while one was under way
-    Clock::time_point until{};  // what is told before may have been seen before the operation
   };
   struct Recheck {  // of look_again()
     bool deep = false;
@@ -168,10 +166,8 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   static constexpr std::size_t kMaxTold = 512 * 1024;
   static constexpr std::size_t kMaxToldListings = 64 * 1024;
   static constexpr std::size_t kMaxLost = 64;
-  static constexpr std::size_t kMaxOwn = 4096;         // operations remembered after their end
   static constexpr std::size_t kMaxRechecks = 65536;   // then everything is
   static constexpr int kMaxRecheckAttempts = 12;       // of one that fails
-  static constexpr auto kOwnWindow = std::chrono::seconds(10);
   static constexpr auto kLongestRecheckPause = std::chrono::milliseconds(640);
 
   Impl(TreeStore& owner, api::AgentLink& to, base::Timers& with, base::Logger& logger)
@@ -211,8 +207,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   void walk_ended(const WalkPtr& one, int error, wire::ByteView payload);
   void apply(Walk& one, const std::vector<wire::TreeBlock>& blocks);
   bool frozen(NodeIndex dir, std::uint64_t began) EXCLUDES(ops_mu);
-  bool own_near(NodeIndex node) EXCLUDES(ops_mu);
-  void tidy_operations() REQUIRES(ops_mu);
+
   void walk_begins(Walk& one) EXCLUDES(ops_mu);
   void walk_is_over(const Walk& one) EXCLUDES(ops_mu);
 
@@ -247,7 +242,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
                   const wire::WatchReply& reply, int error) EXCLUDES(mu);
   void apply_changed(const wire::Changed& changed);
   void apply_state(const wire::NameState& state, Mirror& mirror, Changes& changes, Rechecks& again);
-  void apply_node(const wire::NameState& state, Mirror& mirror, Changes& changes, Rechecks& again);
+  void apply_node(const wire::NameState& state, Mirror& mirror, Changes& changes);
   void apply_lost(const wire::Lost& lost);
   std::uint64_t told_key(const wire::NodeId& dir, std::string_view name) const;
   void told_name(const wire::NodeId& dir, std::string_view name) EXCLUDES(ops_mu);
@@ -309,7 +304,6 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   base::Mutex ops_mu;  // rank: leaf, taken under the tree's lock
   std::uint64_t op_epoch GUARDED_BY(ops_mu) = 1;
   std::unordered_map<NodeIndex, Operations> operations GUARDED_BY(ops_mu);
-  std::size_t tidy_at GUARDED_BY(ops_mu) = 64;  // operations to look through
   std::set<std::uint64_t> running_walks GUARDED_BY(ops_mu);  // and questions
   ToldLog told_log GUARDED_BY(ops_mu);
   const std::uint64_t told_salt;

@@ -116,7 +116,7 @@ void TreeStore::Impl::apply_changed(const wire::Changed& changed) {
   store.write([&](Mirror& mirror, Changes& changes) {
     for (const auto& state : changed.states) {
       if (state.name.empty()) {
-        apply_node(state, mirror, changes, again);
+        apply_node(state, mirror, changes);
       } else {
         apply_state(state, mirror, changes, again);
       }
@@ -127,30 +127,24 @@ void TreeStore::Impl::apply_changed(const wire::Changed& changed) {
 }
 
 // The state of a node itself.
-void TreeStore::Impl::apply_node(const wire::NameState& state, Mirror& mirror, Changes& changes,
-                                 Rechecks& again) {
+void TreeStore::Impl::apply_node(const wire::NameState& state, Mirror& mirror, Changes& changes) {
   told_name(state.dir, {});
   const auto node = mirror.find(state.dir);
   if (node == kNoNode) {
     ++unknown_told;
     return;
   }
-  std::vector<std::pair<NodeIndex, std::string>> names;
-  mirror.names(node, [&](NodeIndex dir, std::string_view name) { names.emplace_back(dir, name); });
-  const bool own = own_near(node);
   if (state.attr.ino == 0) {
+    std::vector<std::pair<NodeIndex, std::string>> names;
+    mirror.names(node, [&](NodeIndex dir, std::string_view name) { names.emplace_back(dir, name); });
     for (const auto& [dir, name] : names) {
       told_name(id_of(mirror.attr(dir)), name);
       mirror.unlink(dir, name, changes);
-      if (own) again.emplace_back(dir, false);
     }
     return;
   }
   const auto was = mirror.attr(node);
   if (id_of(state.attr) != state.dir || !same_type(was, state.attr)) return;
-  if (own && !(was == state.attr)) {
-    again.emplace_back(S_ISDIR(was.mode) || names.empty() ? node : names.front().first, false);
-  }
   mirror.set_attr(node, state.attr, changes);
   if ((state.flags & wire::kNameListed) != 0 && mirror.listing(node) == Listing::kPartial) {
     mirror.set_listing(node, Listing::kComplete);
@@ -167,12 +161,8 @@ void TreeStore::Impl::apply_state(const wire::NameState& state, Mirror& mirror, 
     ++unknown_told;
     return;
   }
-  const auto count = changes.size();
   const auto there = mirror.lookup(dir, state.name);
   const auto known = state.attr.ino == 0 ? kNoNode : mirror.find(id);
-  bool own = own_near(dir);
-  if (there != kNoNode) own = own_near(there) || own;
-  if (known != kNoNode && known != there) own = own_near(known) || own;
   if (state.attr.ino == 0) {
     if (there != kNoNode) mirror.unlink(dir, state.name, changes);
   } else if (there == kNoNode && mirror.listing(dir) == Listing::kUnknown) {
@@ -192,7 +182,6 @@ void TreeStore::Impl::apply_state(const wire::NameState& state, Mirror& mirror, 
       again.emplace_back(node, true);
     }
   }
-  if (own && changes.size() != count) again.emplace_back(dir, false);
 }
 
 // ---- losses
@@ -315,7 +304,9 @@ bool TreeStore::Impl::anything_told_since(std::uint64_t began, bool& flooded) {
 void TreeStore::Impl::questions_over(std::uint64_t id) {
   base::MutexLock lock(ops_mu);
   running_walks.erase(id);
-  if (running_walks.empty()) told_log = {};
+  if (!running_walks.empty()) return;
+  told_log = {};
+  std::erase_if(operations, [](const auto& entry) { return entry.second.under_way == 0; });
 }
 
 // ---- looking again

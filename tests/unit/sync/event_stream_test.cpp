@@ -256,6 +256,74 @@ TEST_F(EventStreamTest, EventsOfKindsFromTheFutureAreSkipped) {
   EXPECT_EQ(all().back(), 1000005);
 }
 
+wire::Event changed(std::uint64_t seq, const std::string& name) {
+  wire::Changed body;
+  body.states.push_back({{1, 2}, name, 0, {}, {}});
+  return {seq, wire::EventKind::kChanged, wire::encode(body)};
+}
+
+TEST_F(EventStreamTest, HandsOverWhatTheAgentWatched) {
+  stream.on_changed([this](const wire::Changed& body) {
+    note(static_cast<std::int64_t>(body.states.size()) * 100 +
+         static_cast<std::int64_t>(body.states.at(0).name.size()));
+  });
+  stream.on_lost([this](const wire::Lost& body) { note(static_cast<std::int64_t>(body.path.size())); });
+  stream.start();
+  link.connect(1, false);
+  link.post([this] {
+    (void)link.chunk(agent.token(), record(changed(1, "abc")));
+    wire::Lost lost;
+    lost.path = "some/where";
+    (void)link.chunk(agent.token(), record({2, wire::EventKind::kLost, wire::encode(lost)}));
+  });
+  ASSERT_TRUE(hears(3));
+  EXPECT_EQ(all(), (std::vector<std::int64_t>{-1, 103, 10}));
+}
+
+TEST_F(EventStreamTest, ANameThatCannotBeIsNotHandedOver) {
+  std::atomic<int> count{0};
+  stream.on_changed([&](const wire::Changed&) { ++count; });
+  stream.on_lost([&](const wire::Lost&) { ++count; });
+  stream.start();
+  link.connect(1, false);
+  link.post([this] { (void)link.chunk(agent.token(), record(changed(1, "../x"))); });
+  ASSERT_TRUE(eventually([&] { return link.calls_made(Method::kSubscribe) >= 2; }));
+  link.post([this] {
+    wire::Lost lost;
+    lost.path = "/absolute";
+    (void)link.chunk(agent.token(), record({1, wire::EventKind::kLost, wire::encode(lost)}));
+  });
+  ASSERT_TRUE(eventually([&] { return link.calls_made(Method::kSubscribe) >= 3; }));
+  EXPECT_EQ(count, 0);
+}
+
+TEST_F(EventStreamTest, TellsWhenAnEventWasHandled) {
+  stream.start();
+  link.connect(1, false);
+  std::atomic<int> first{-1}, second{-1}, other{-1}, late{-1};
+  stream.when_handled(1, 2, [&](int error) {
+    EXPECT_GE(all().size(), 3u) << "the listeners come first";
+    first = error;
+  });
+  stream.when_handled(1, 3, [&](int error) { second = error; });
+  stream.when_handled(7, 1, [&](int error) { other = error; });
+  EXPECT_EQ(other, ECONNRESET);
+  link.post([this] { agent.emit(10), agent.emit(11); });
+  ASSERT_TRUE(eventually([&] { return first == 0; }));
+  EXPECT_EQ(second, -1);
+  EXPECT_EQ(stream.position().handled, 2u);
+  EXPECT_EQ(stream.position().newest, 3u);
+  stream.when_handled(1, 2, [&](int error) { late = error; });
+  EXPECT_EQ(late, 0);
+  link.post([this] { agent.restart(2); });
+  link.connect(2, false);
+  EXPECT_TRUE(eventually([&] { return second == ECONNRESET; }));
+  std::atomic<int> never{-1};
+  stream.when_handled(2, 100, [&](int error) { never = error; });
+  stream.stop();
+  EXPECT_EQ(never, ESHUTDOWN);
+}
+
 TEST_F(EventStreamTest, NoListenerRunsAfterStop) {
   stream.start();
   link.connect(1, false);

@@ -24,6 +24,11 @@ class FakeTree {
     link_.serve(wire::Method::kRootOpen, [this](api::CallToken token, const wire::Bytes& payload) {
       opened = wire::decode<wire::RootOpen>(payload)->path;
       if (root_error != 0) return link_.end(token, root_error);
+      if (opened.starts_with("/canonical/")) {
+        const auto below = opened.substr(std::string("/canonical/").size());
+        if (!nodes.contains(below)) return link_.end(token, ENOENT);
+        return link_.end(token, 0, wire::encode(wire::RootReply{root + 1, opened, nodes.at(below), 0}));
+      }
       link_.end(token, 0, wire::encode(wire::RootReply{root, "/canonical", nodes.at(""), 0}));
     });
     link_.serve(wire::Method::kStatMany,
