@@ -89,14 +89,19 @@ void Session::make(Request request, wire::Op op, Ino parent, const std::string& 
   task.apply = [=, this](std::size_t, const wire::OpDone& done, sync::Mirror& mirror,
                          sync::Changes& changes) {
     if (!known(done.attr) || !mirror.alive(at.dir)) return;
-    // A file that was there already, perhaps known by another name.
+    // A file that was there already, perhaps known by another name; or one that is gone, which nobody has
+    // told yet, and whose number was given again.
     const auto there = mirror.find({done.attr.dev, done.attr.ino});
-    if (there != kNoNode) note_foreign(there, mirror.attr(there), done.attr);
+    if (there != kNoNode) note_foreign(there, mirror.attr(there), done.before.ino != 0 ? done.before : done.attr);
+    if (there != kNoNode && kind == wire::OpKind::kSymlink && mirror.target(there) != target) {
+      if (const Ino ino = inodes_.ino(there); ino != 0) notifier_->data(ino);
+    }
     const auto child = mirror.link(at.dir, name, done.attr, target, changes);
-    if (child != kNoNode && kind == wire::OpKind::kMkdir && mirror.listing(child) == sync::Listing::kUnknown) {
-      mirror.set_listing(child, sync::Listing::kComplete);
-      // Somebody may have put things into it already, and the events fell on deaf ears.
-      if (services_.tree.unknown_told() != unknown) *unsure = child;
+    if (child != kNoNode && kind == wire::OpKind::kMkdir) {
+      // Somebody may have put things into it already, and the events fell on deaf ears, or were taken.
+      if (services_.tree.unknown_told() != unknown || child == there) *unsure = child;
+      if (child == there) mirror.begin_listing(child, changes);
+      if (mirror.listing(child) == sync::Listing::kUnknown) mirror.set_listing(child, sync::Listing::kComplete);
     }
     set_parent(mirror, at.dir, done.parent, changes);
   };

@@ -171,6 +171,12 @@ class Believer {
         case Change::Kind::kAttr:
           attrs_.erase(c.node);
           break;
+        case Change::Kind::kNegatives:
+          std::erase_if(entries_, [&](const auto& e) { return e.first.first == c.dir && e.second == kNoNode; });
+          break;
+        case Change::Kind::kAll:
+          entries_.clear(), attrs_.clear(), targets_.clear(), listings_.clear();
+          break;
         case Change::Kind::kGone:
           entries_.erase({c.dir, c.name});
           attrs_.erase(c.node), targets_.erase(c.node), listings_.erase(c.node);

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A mount and the directory it shows: whatever happens there is seen here after a barrier.
+
+NEARBOX_COHERENCE_OPS: random operations of the long test (10,000; 100,000 and more on request).
+NEARBOX_TEST_SEED: of the random operations.
+"""
+import contextlib
+import ctypes
+import mmap
+import os
+import random
+import signal
+import stat
+import subprocess
+import threading
+
+import nbtest
+from nbtest import wait_for
+
+OPS = int(os.environ.get("NEARBOX_COHERENCE_OPS", "10000"))
+SEED = int(os.environ.get("NEARBOX_TEST_SEED", "20240611"))
+NAMES = [f"n{i}" for i in range(12)]
+
+
+def facts(path):
+    """What one name shows; None when there is none."""
+    try:
+        st = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    row = [stat.S_IFMT(st.st_mode), stat.S_IMODE(st.st_mode)]
+    if stat.S_ISREG(st.st_mode):
+        try:
+            with open(path, "rb") as f:
+                data = f.read()
+        except FileNotFoundError:
+            return None
+        row += [st.st_size, st.st_nlink, st.st_mtime_ns, data]
+    elif stat.S_ISLNK(st.st_mode):
+        row += [os.readlink(path)]
+    return row
+
+
+def picture(root):
+    """Names, attributes, contents, links, listings below root."""
+    out = {}
+    for base, dirs, files in os.walk(root):
+        out[os.path.relpath(base, root), "names"] = sorted(dirs + files)
+        for name in dirs + files:
+            full = os.path.join(base, name)
+            out[os.path.relpath(full, root)] = facts(full)
+        dirs[:] = [d for d in dirs if not os.path.islink(os.path.join(base, d))]
+    return out
+
+
+def absences(root, dirs):
+    return {(d, n): os.path.lexists(os.path.join(root, d, n)) for d in dirs for n in NAMES}
+
+
+class RandomOps:
+    """Random changes on few names, by any process."""
+
+    def __init__(self, root, seed, own=False):
+        self.root = root
+        self.rng = random.Random(seed)
+        self.own = own  # through the mount: what the user cannot do there is left out
+        self.count = 0
+
+    def any_dir(self):
+        at = self.root
+        while self.rng.random() < 0.6:
+            below = os.path.join(at, self.rng.choice(NAMES[:4]))
+            if os.path.islink(below) or not os.path.isdir(below):
+                break
+            at = below
+        return at
+
+    def path(self):
+        return os.path.join(self.any_dir(), self.rng.choice(NAMES))
+
+    def step(self):
+        self.count += 1
+        with contextlib.suppress(OSError):
+            self.one()
+
+    def data(self):
+        return bytes([self.rng.randrange(33, 126)]) * self.rng.choice([0, 1, 5, 100, 4096, 5000, 20000])
+
+    def one(self):
+        kind = self.rng.randrange(14)
+        path = self.path()
+        if kind in (0, 1):
+            with open(path, "wb") as f:
+                f.write(self.data())
+        elif kind == 2:
+            with open(path, "ab") as f:
+                f.write(self.data()[:50])
+        elif kind == 3:
+            with open(path, "r+b") as f:
+                f.seek(self.rng.randrange(0, 6000))
+                f.write(b"middle")
+        elif kind == 4:
+            with open(path + ".tmp", "wb") as f:
+                f.write(self.data())
+            os.replace(path + ".tmp", path)
+        elif kind == 5:
+            os.unlink(path)
+        elif kind == 6:
+            os.mkdir(os.path.join(self.any_dir(), self.rng.choice(NAMES[:4])))
+        elif kind == 7:
+            os.rename(path, self.path())
+        elif kind == 8:
+            os.link(path, self.path())
+        elif kind == 9:
+            os.symlink(self.rng.choice(NAMES), path)
+        elif kind == 10:
+            os.chmod(path, self.rng.choice([0o600, 0o644, 0o755]), **({} if self.own else {}))
+        elif kind == 11:
+            os.truncate(path, self.rng.randrange(0, 6000))
+        elif kind == 12:
+            os.utime(path, ns=(10**18 + self.rng.randrange(10**9),) * 2)
+        elif self.rng.random() < 0.3:
+            self.remove_tree(os.path.join(self.any_dir(), self.rng.choice(NAMES[:4])))
+
+    def remove_tree(self, top):
+        for base, dirs, files in os.walk(top, topdown=False):
+            for name in files:
+                os.unlink(os.path.join(base, name))
+            for name in dirs:
+                full = os.path.join(base, name)
+                os.unlink(full) if os.path.islink(full) else os.rmdir(full)
+        os.rmdir(top)
+
+
+class Coherence(nbtest.Case):
+    def setUp(self):
+        super().setUp()
+        self.target = self.stand_in()
+
+    def mounted(self):
+        self.mount(f"{self.target}:{self.dir}", self.mnt, "--symlinks", "raw")
+
+    def watch(self):
+        status = self.nb_json("status")
+        return status["daemons"][0]["watch"]
+
+    def agent(self):
+        return wait_for(lambda: self.processes("nearbox-agent", "serve"), "an agent")[0]
+
+    def check(self, what=""):
+        """After a barrier the mount shows what the directory holds."""
+        self.nb("flush")
+        want, have = picture(self.dir), picture(self.mnt)
+        dirs = [d for d in [k[0] for k in want if isinstance(k, tuple)]]
+        want["absent"], have["absent"] = absences(self.dir, dirs), absences(self.mnt, dirs)
+        if want != have:
+            keys = [k for k in set(want) | set(have) if want.get(k) != have.get(k)]
+            rows = "\n".join(f"{k}: there {str(want.get(k))[:200]}\n   here {str(have.get(k))[:200]}" for k in keys[:8])
+            self.fail(f"{what}: {len(keys)} differences\n{rows}\n{self.watch()}\n{self.logs()}")
+
+    def readers(self, stop):
+        """Looks at everything in the mount all the time, so that the kernel knows it."""
+        rng = random.Random(SEED)
+
+        def run():
+            ops = RandomOps(self.mnt, rng.random())
+            while not stop.is_set():
+                with contextlib.suppress(OSError):
+                    facts(ops.path())
+                with contextlib.suppress(OSError):
+                    os.listdir(ops.any_dir())
+
+        threads = [threading.Thread(target=run) for _ in range(2)]
+        for t in threads:
+            t.start()
+        return threads
+
+    def random_run(self, total, writers, between=lambda round_: None, each=200):
+        stop = threading.Event()
+        threads = self.readers(stop)
+        try:
+            rounds = max(1, total // (each * len(writers)))
+            for round_ in range(rounds):
+                workers = [threading.Thread(target=lambda w=w: [w.step() for _ in range(each)]) for w in writers]
+                for t in workers:
+                    t.start()
+                between(round_)
+                for t in workers:
+                    t.join()
+                self.check(f"round {round_} of {rounds}")
+        finally:
+            stop.set()
+            for t in threads:
+                t.join()
+
+    # ---- one thing each
+
+    def test_what_changes_there_is_seen_here(self):
+        self.mounted()
+        self.assertIn(self.watch()["kind"], ("fanotify", "inotify"))
+        d, m = self.dir, self.mnt
+        self.assertFalse(os.path.exists(f"{m}/new"))
+        self.assertEqual(os.listdir(m), [])
+        with open(f"{d}/new", "w", encoding="ascii") as f:
+            f.write("one")
+        self.check("a name that was absent")
+        with open(f"{d}/new", "w", encoding="ascii") as f:
+            f.write("two")
+        self.check("content of the same length")
+        os.chmod(f"{d}/new", 0o600)
+        self.check("mode")
+        os.makedirs(f"{d}/a/b/c")
+        os.rename(f"{d}/new", f"{d}/a/b/c/file")
+        self.check("a tree, and a file moved into it")
+        os.rename(f"{d}/a", f"{d}/z")
+        self.check("a directory moved")
+        os.link(f"{d}/z/b/c/file", f"{d}/link")
+        self.check("a second name")
+        with open(f"{d}/link", "a", encoding="ascii") as f:
+            f.write("!")
+        self.check("both names of one file")
+        os.unlink(f"{d}/link")
+        self.check("one of two names gone")
+
+    def test_a_barrier_around_a_command(self):
+        self.mounted()
+        for i in range(20):
+            with open(f"{self.mnt}/in", "w", encoding="ascii") as f:
+                f.write(f"{i}")
+            self.nb("exec", self.target, "-C", self.dir, "--", "sh", "-c", f"cat in > out; echo {i} > {i}; rm -f -- {i - 1}")
+            with open(f"{self.mnt}/out", encoding="ascii") as f:
+                self.assertEqual(f.read(), str(i))
+            self.assertTrue(os.path.exists(f"{self.mnt}/{i}"))
+            self.assertFalse(os.path.exists(f"{self.mnt}/{i - 1}"))
+
+    def test_a_growing_log_is_followed(self):
+        self.mounted()
+        log = f"{self.dir}/log"
+        with open(log, "wb") as f:
+            f.write(b"start\n")
+        self.nb("flush")
+        tail = self.popen("tail", "-n", "+1", "-s", "0.02", "---disable-inotify", "-f", f"{self.mnt}/log",
+                          stdout=subprocess.PIPE)
+        try:
+            want = b"start\n"
+            with open(log, "ab", buffering=0) as f:
+                for i in range(100):
+                    line = b"line %d %s\n" % (i, b"x" * (i * 7))
+                    f.write(line)
+                    want += line
+            have = b""
+            while len(have) < len(want):
+                have += os.read(tail.stdout.fileno(), 65536)
+            self.assertEqual(have, want)
+        finally:
+            tail.kill()
+            tail.wait()
+            tail.stdout.close()
+
+    def test_stores_through_a_map_count_from_its_close(self):
+        self.mounted()
+        path = f"{self.dir}/mapped"
+        with open(path, "wb") as f:
+            f.write(b"a" * 8192)
+        self.check("before")
+        fd = os.open(path, os.O_RDWR)
+        with mmap.mmap(fd, 8192) as m:
+            os.close(fd)
+            m[0:3] = b"new"
+            m.flush()
+        self.check("after the last close")
+
+    def test_equal_inode_numbers_on_two_file_systems(self):
+        if os.getuid() != 0 or self.owner:
+            self.skipTest("needs mount(2)")
+        for name in ("one", "two"):
+            os.mkdir(f"{self.dir}/{name}")
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", f"{self.dir}/{name}"], check=True)
+            self.addCleanup(subprocess.run, ["umount", "-l", f"{self.dir}/{name}"], check=False)
+            with open(f"{self.dir}/{name}/file", "w", encoding="ascii") as f:
+                f.write(name)
+        self.assertEqual(os.stat(f"{self.dir}/one/file").st_ino, os.stat(f"{self.dir}/two/file").st_ino)
+        self.mounted()
+        self.check("at first")
+        for i in range(20):
+            with open(f"{self.dir}/two/file", "w", encoding="ascii") as f:
+                f.write(f"changed {i}")
+            os.utime(f"{self.dir}/one/file")
+            self.check(f"round {i}")
+
+    # ---- at random
+
+    def test_random_changes_there(self):
+        self.mounted()
+        self.random_run(OPS, [RandomOps(self.dir, SEED), RandomOps(self.dir, SEED + 1)])
+
+    def test_random_changes_on_both_sides(self):
+        self.mounted()
+        self.random_run(OPS // 4, [RandomOps(self.dir, SEED + 2), RandomOps(self.mnt, SEED + 3, own=True)], each=100)
+
+    def test_random_changes_while_it_is_loaded(self):
+        for i in range(40):
+            for k in range(40):
+                os.makedirs(f"{self.dir}/t{i}/s{k}", exist_ok=True)
+        writer = RandomOps(self.dir, SEED + 4)
+        worker = threading.Thread(target=lambda: [writer.step() for _ in range(3000)])
+        worker.start()
+        self.mounted()
+        worker.join()
+        self.check("after a load beside changes")
+
+    def test_random_changes_with_a_new_agent(self):
+        self.mounted()
+
+        def kill(round_):
+            if round_ % 3 == 1:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.agent(), signal.SIGKILL)
+
+        self.random_run(OPS // 5, [RandomOps(self.dir, SEED + 5)], kill)
+
+
+if __name__ == "__main__":
+    nbtest.main()
