@@ -72,7 +72,7 @@ base::Result<FanotifySource::Fs*> FanotifySource::mark(int dir) {
   for (auto& known : file_systems_) {
     if (known->fsid == made->fsid) return base::errno_error(EXDEV, "fsid");
   }
-  const auto names = targets_ ? FAN_RENAME : FAN_MOVED_FROM | FAN_MOVED_TO;
+  const std::uint64_t names = targets_ ? FAN_RENAME : FAN_MOVED_FROM | FAN_MOVED_TO;
   const std::uint64_t mask = FAN_CREATE | FAN_DELETE | names | kBytes | FAN_ATTRIB | FAN_ONDIR;
   if (::fanotify_mark(group_.get(), FAN_MARK_ADD | FAN_MARK_FILESYSTEM, mask, made->mount.get(), nullptr) !=
       0) {

@@ -218,6 +218,7 @@ void Watcher::wait() {
   const bool hears = held <= now;
   if (hears && fanotify_) fds[count++] = {fanotify_->fd(), POLLIN, 0};
   if (hears && inotify_) fds[count++] = {inotify_->fd(), POLLIN, 0};
+  const auto mounts = count;
   if (hears && mountinfo_) fds[count++] = {mountinfo_.get(), POLLPRI, 0};
   const bool watches = fanotify_ || inotify_;
   if (!hears && watches) until = std::min(until, held);
@@ -225,6 +226,8 @@ void Watcher::wait() {
   if (left > 0) {
     const struct timespec timeout { left / 1'000'000'000, left % 1'000'000'000 };
     (void)::ppoll(fds.data(), count, &timeout, nullptr);
+    // Said to one poll only: linux v6.1 fs/proc_namespace.c, mounts_poll().
+    mounts_changed_ = mounts_changed_ || (count > mounts && fds[mounts].revents != 0);
   }
   eventfd_t ignored = 0;
   (void)::eventfd_read(wake_.get(), &ignored);
@@ -406,7 +409,9 @@ void Watcher::look_at_mounts() {
   struct pollfd changed {
     mountinfo_.get(), POLLPRI, 0
   };
-  if (!mountinfo_ || ::poll(&changed, 1, 0) <= 0) return;
+  if (!mountinfo_) return;
+  const bool more = ::poll(&changed, 1, 0) > 0;
+  if (!std::exchange(mounts_changed_, false) && !more) return;
   const auto mounts = MountTable::load();
   looker_.set_mounts(mounts);
   const auto used = used_roots();

@@ -149,6 +149,7 @@ class Watcher {
   bool check_roots_ = false;
   Clock::time_point incomplete_told_{};
   base::UniqueFd mountinfo_;
+  bool mounts_changed_ = false;
 
   std::jthread thread_ GUARDED_BY(mu_);  // last: it uses the others
 };
