@@ -240,8 +240,8 @@ void Session::remove(Request request, Ino parent, std::string name, bool directo
     if (done.attr.ino == left.ino && done.attr.dev == left.dev) {
       self->note_foreign(at.child, left, done.attr);
       left = done.attr;
-    } else if (left.nlink > 0) {
-      left.nlink = directory ? 0 : left.nlink - 1;
+    } else if (!mirror.alive(at.child)) {  // else its number was given again, or it has names we learnt of
+      left.nlink = 0;
     }
     mirror.set_attr(at.child, left, changes);
     set_parent(mirror, at.dir, done.parent, changes);
@@ -316,7 +316,9 @@ void Session::rename(Request request, Ino parent, std::string name, Ino parent2,
     }
     if (replaces) {
       auto left = mirror.attr(to.child);
-      if (left.nlink > 0) left.nlink = S_ISDIR(left.mode) ? 0 : left.nlink - 1;
+      const bool gone = !mirror.alive(to.child);
+      if (gone) left.nlink = 0;
+      if (!gone && left.version == 0 && left.nlink > 0) --left.nlink;  // where nothing is watched, nobody tells
       mirror.set_attr(to.child, left, changes);
     }
     const auto have = mirror.attr(from.child);

@@ -45,6 +45,10 @@ class Pool {
   void each(Fn&& fn) const {  // free ones too, in their first state
     for (std::uint32_t i = 1; i < end_; ++i) fn((*this)[i]);
   }
+  template <class Fn>
+  void each_mutable(Fn&& fn) {
+    for (std::uint32_t i = 1; i < end_; ++i) fn((*this)[i]);
+  }
   std::size_t memory_bytes() const {
     return pieces_.size() * kPerPiece * sizeof(T) + pieces_.capacity() * sizeof(void*) +
            free_.capacity() * sizeof(std::uint32_t);

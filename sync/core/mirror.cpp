@@ -163,6 +163,10 @@ void Mirror::begin_listing(NodeIndex dir, Changes& changes) {
   set_listing(dir, Listing::kPartial);
 }
 
+void Mirror::forget_versions() {
+  impl_->nodes.each_mutable([](compact::Node& node) { node.version = 0; });
+}
+
 void Mirror::distrust(NodeIndex top, bool recursive, bool content, Changes& changes) {
   if (impl_->is_dir(top) && impl_->alive(top)) impl_->distrust(top, recursive, content, changes);
 }

@@ -116,6 +116,8 @@ class Mirror {
 
   // Forgets everything below `dir`, whose listing comes now (kPartial).
   void begin_listing(NodeIndex dir, Changes& changes);
+  // Another agent counts from now on: its versions say nothing beside those that are known.
+  void forget_versions();
   // What is known of the entries of `dir`, with `recursive` of everything below it, may be out of date:
   // kStale; with `content` the files' bytes too. Tells kAll when very much is concerned.
   void distrust(NodeIndex dir, bool recursive, bool content, Changes& changes);

@@ -86,6 +86,7 @@ NodeIndex Mirror::Impl::make(const wire::Attr& attr, std::string_view target) {
 
 void Mirror::Impl::update(NodeIndex i, const wire::Attr& is, std::string_view target, Changes& changes) {
   const auto was = attr(i);
+  if (is.version != 0 && is.version < was.version) return;  // versions only grow: seen before what is known
   const bool new_target = S_ISLNK(is.mode) && !target.empty() && target != this->target(i);
   if (was == is && !new_target) return;
   store(i, is);

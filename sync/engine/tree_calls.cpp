@@ -257,7 +257,11 @@ void TreeStore::Impl::apply(Walk& one, const std::vector<wire::TreeBlock>& block
     if (one.flooded) return;
     Newer newer;
     if (any) {
-      newer.listing = [&](NodeIndex dir) { return listing_told_since(one.began, mirror, dir); };
+      newer.listing = [&](NodeIndex dir) {
+        const bool newer_told = listing_told_since(one.began, mirror, dir);
+        if (newer_told && mirror.listing(dir) != Listing::kComplete) one.unsure.insert(dir);
+        return newer_told;
+      };
       newer.name = [&](NodeIndex dir, std::string_view name) {
         const auto at = mirror.attr(dir);
         return told_since(one.began, {at.dev, at.ino}, name);

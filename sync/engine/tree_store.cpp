@@ -109,6 +109,7 @@ void TreeStore::Impl::on_up(const wire::Welcome& welcome, bool same_instance) no
   // What the mirror has is of another epoch: nothing of it is shown before it was looked at again.
   store.write([](Mirror& mirror, Changes& changes) {
     mirror.distrust(Mirror::kRoot, true, true, changes);
+    mirror.forget_versions();
     if (changes.empty()) return;
     changes.assign(1, {Change::Kind::kAll, kNoNode, kNoNode, {}});
   });

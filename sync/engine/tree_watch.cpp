@@ -159,17 +159,13 @@ void TreeStore::Impl::apply_state(const wire::NameState& state, Mirror& mirror, 
   const auto dir = mirror.find(state.dir);
   if (dir == kNoNode || !S_ISDIR(mirror.attr(dir).mode) || !mirror.alive(dir)) {
     ++unknown_told;
+    told_listing(state.dir);  // should a walk bring it, it is listed again
     return;
   }
   const auto there = mirror.lookup(dir, state.name);
   const auto known = state.attr.ino == 0 ? kNoNode : mirror.find(id);
   if (state.attr.ino == 0) {
     if (there != kNoNode) mirror.unlink(dir, state.name, changes);
-  } else if (there == kNoNode && mirror.listing(dir) == Listing::kUnknown) {
-    // Names of a directory that was never listed are asked for when somebody wants them.
-    if (known != kNoNode && same_type(mirror.attr(known), state.attr)) {
-      mirror.set_attr(known, state.attr, changes);
-    }
   } else {
     const bool was_alive = known != kNoNode && mirror.alive(known);
     const auto node = mirror.link(dir, state.name, state.attr, state.target, changes);
