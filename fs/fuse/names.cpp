@@ -308,6 +308,7 @@ void Session::rename(Request request, Ino parent, std::string name, Ino parent2,
   };
   auto self = shared_from_this();
   auto give_back = std::make_shared<bool>(false);
+  auto has_other_names = std::make_shared<bool>(false);  // what was replaced
   task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
     if (keep) *give_back = !self->services_.log.orphans().keep(to.child, done.op_id);
     const bool same_file = to.child == from.child;  // two names of one file: nothing happens
@@ -318,7 +319,8 @@ void Session::rename(Request request, Ino parent, std::string name, Ino parent2,
       auto left = mirror.attr(to.child);
       const bool gone = !mirror.alive(to.child);
       if (gone) left.nlink = 0;
-      if (!gone && left.version == 0 && left.nlink > 0) --left.nlink;  // where nothing is watched, nobody tells
+      if (!gone && left.nlink > 0) --left.nlink;
+      *has_other_names = !gone;
       mirror.set_attr(to.child, left, changes);
     }
     const auto have = mirror.attr(from.child);
@@ -334,6 +336,8 @@ void Session::rename(Request request, Ino parent, std::string name, Ino parent2,
     self->named(self->inodes_.ino(from.child), parent2, name2);  // the kernel moves its entries by itself
     if (exchange) self->named(self->inodes_.ino(to.child), parent, name);
     self->renamed_directory();
+    // Its link count is a guess: the answer speaks of the other file.
+    if (*has_other_names) self->services_.tree.look_again(to.child);
   };
   task.answer = [](Request waiting, const wire::OpDone&) { waiting.error(0); };
   run(std::move(request), std::move(task));

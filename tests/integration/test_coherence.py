@@ -320,5 +320,71 @@ class Coherence(nbtest.Case):
         self.random_run(OPS // 5, [RandomOps(self.dir, SEED + 5)], kill)
 
 
+class SwitchedOff(Coherence):
+    """With one mechanism off, what a check here finds is what it must miss; with all on, it finds the truth."""
+
+    def both_ways(self, points, prepare, ask, change):
+        self.mounted()
+        for on in (True, False):
+            sub = "off" if on else "on"
+            os.mkdir(f"{self.dir}/{sub}")
+            prepare(f"{self.dir}/{sub}")
+            self.nb("flush")
+            before = ask(f"{self.mnt}/{sub}")
+            self.set_faults(*(points if on else []))
+            change(f"{self.dir}/{sub}")
+            self.nb("flush")
+            after, truth = ask(f"{self.mnt}/{sub}"), ask(f"{self.dir}/{sub}")
+            self.set_faults()
+            self.assertNotEqual(before, truth)
+            self.assertEqual(after, before if on else truth, f"with {points if on else 'nothing'} switched off")
+
+    @staticmethod
+    def put(path, data=b"one"):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        os.pwrite(fd, data, 0)
+        os.close(fd)
+
+    def test_entries(self):
+        self.both_ways(["fs.no_inval entry"], lambda d: self.put(d + "/f"), lambda d: os.path.exists(d + "/f"),
+                       lambda d: os.unlink(d + "/f"))
+
+    def test_negative_entries(self):
+        self.both_ways(["fs.no_inval negative"], lambda d: None, lambda d: os.path.exists(d + "/f"),
+                       lambda d: self.put(d + "/f"))
+
+    def test_attributes(self):
+        self.both_ways(["fs.no_inval attr"], lambda d: self.put(d + "/f"), lambda d: os.stat(d + "/f").st_mode,
+                       lambda d: os.chmod(d + "/f", 0o711))
+
+    def test_data(self):
+        self.both_ways(["fs.no_inval data"], lambda d: self.put(d + "/f"), lambda d: facts(d + "/f")[-1],
+                       lambda d: self.put(d + "/f", b"two"))
+
+    def test_listings(self):
+        def change(d):
+            st = os.stat(d)
+            self.put(d + "/g")
+            os.utime(d, ns=(st.st_atime_ns, st.st_mtime_ns))  # else the kernel looks because of that
+
+        self.both_ways(["fs.no_inval listing"], lambda d: self.put(d + "/f"),
+                       lambda d: (os.listdir(d), sorted(os.listdir(d)))[1], change)
+
+    def test_scans_after_an_overflow(self):
+        self.both_ways(["sync.no_rescan", "agent.watch_overflow"], lambda d: self.put(d + "/f"),
+                       lambda d: facts(d + "/f")[-1], lambda d: self.put(d + "/f", b"two"))
+
+    def test_an_overflow_is_survived(self):
+        self.mounted()
+        self.set_faults("agent.watch_overflow")
+        self.random_run(1000, [RandomOps(self.dir, SEED + 6)])
+        self.set_faults()
+        self.assertGreater(self.watch()["lost"], 0)
+
+
+for name in [n for n in dir(Coherence) if n.startswith("test_")]:
+    setattr(SwitchedOff, name, None)
+
+
 if __name__ == "__main__":
     nbtest.main()

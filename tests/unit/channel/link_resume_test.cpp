@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <filesystem>
+#include <fstream>
 #include <random>
 #include <set>
+#include <unistd.h>
 
 #include <gtest/gtest.h>
 
+#include "client/base/fault.h"
 #include "client/channel/frame.h"
 #include "client/channel/handshake.h"
 #include "tests/unit/channel/memory_carrier.h"
@@ -179,6 +183,28 @@ TEST_F(LinkResumeTest, ARestoredSnapshotIsANewInstance) {
   agent.set_down(false);
   ASSERT_TRUE(eventually([&] { return watcher.count("new") == 2; }));
   link->remove_observer(&watcher);
+}
+
+// The check of the nonce switched off: the snapshot would be taken for the agent it was made of.
+TEST_F(LinkResumeTest, WithoutTheNonceASnapshotPassesForTheSame) {
+  const auto dir = std::filesystem::path(::testing::TempDir()) / ("nonce-" + std::to_string(::getpid()));
+  std::filesystem::create_directory(dir);
+  std::ofstream(dir / "faults") << "link.no_nonce_check\n";
+  base::fault::set_file((dir / "faults").string());
+  auto link = channel::make_agent_link(agent.config(), timers, log);
+  Watcher watcher;
+  link->add_observer(&watcher);
+  ASSERT_TRUE(eventually([&] { return watcher.count("new") == 1; }));
+  agent.set_down(true);
+  agent.cut();
+  ASSERT_TRUE(eventually([&] { return !link->status().up; }));
+  agent.set_nonce(0x1234567);  // never given out
+  agent.set_down(false);
+  EXPECT_TRUE(eventually([&] { return watcher.count("same") >= 1; }));
+  EXPECT_EQ(watcher.count("new"), 1u);
+  link->remove_observer(&watcher);
+  base::fault::set_file("");
+  std::filesystem::remove_all(dir);
 }
 
 TEST_F(LinkResumeTest, SendersOfNotesHearOfTheLossOfTheBulkConnection) {
