@@ -242,7 +242,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
                   const wire::WatchReply& reply, int error) EXCLUDES(mu);
   void apply_changed(const wire::Changed& changed);
   void apply_state(const wire::NameState& state, Mirror& mirror, Changes& changes, Rechecks& again);
-  void apply_node(const wire::NameState& state, Mirror& mirror, Changes& changes);
+  void apply_node(const wire::NameState& state, Mirror& mirror, Changes& changes, Rechecks& again);
   void apply_lost(const wire::Lost& lost);
   std::uint64_t told_key(const wire::NodeId& dir, std::string_view name) const;
   void told_name(const wire::NodeId& dir, std::string_view name) EXCLUDES(ops_mu);

@@ -18,6 +18,12 @@ namespace {
 wire::NodeId id_of(const wire::Attr& attr) { return {attr.dev, attr.ino}; }
 bool same_type(const wire::Attr& a, const wire::Attr& b) { return (a.mode & S_IFMT) == (b.mode & S_IFMT); }
 
+// A change time that goes back: what was told beside an operation of ours may have been seen before what is
+// known. Or somebody set the clock back. The directory is listed again to know.
+bool seems_older(const wire::Attr& known, const wire::Attr& told) {
+  return told.version == known.version && told.ctime_ns < known.ctime_ns;
+}
+
 std::uint64_t stir(std::uint64_t x) {
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
@@ -116,7 +122,7 @@ void TreeStore::Impl::apply_changed(const wire::Changed& changed) {
   store.write([&](Mirror& mirror, Changes& changes) {
     for (const auto& state : changed.states) {
       if (state.name.empty()) {
-        apply_node(state, mirror, changes);
+        apply_node(state, mirror, changes, again);
       } else {
         apply_state(state, mirror, changes, again);
       }
@@ -127,7 +133,8 @@ void TreeStore::Impl::apply_changed(const wire::Changed& changed) {
 }
 
 // The state of a node itself.
-void TreeStore::Impl::apply_node(const wire::NameState& state, Mirror& mirror, Changes& changes) {
+void TreeStore::Impl::apply_node(const wire::NameState& state, Mirror& mirror, Changes& changes,
+                                 Rechecks& again) {
   told_name(state.dir, {});
   const auto node = mirror.find(state.dir);
   if (node == kNoNode) {
@@ -145,7 +152,13 @@ void TreeStore::Impl::apply_node(const wire::NameState& state, Mirror& mirror, C
   }
   const auto was = mirror.attr(node);
   if (id_of(state.attr) != state.dir || !same_type(was, state.attr)) return;
-  mirror.set_attr(node, state.attr, changes);
+  if (seems_older(was, state.attr)) {
+    auto dir = node;
+    if (!S_ISDIR(was.mode)) mirror.names(node, [&](NodeIndex in, std::string_view) { dir = in; });
+    again.emplace_back(dir, false);
+  } else {
+    mirror.set_attr(node, state.attr, changes);
+  }
   if ((state.flags & wire::kNameListed) != 0 && mirror.listing(node) == Listing::kPartial) {
     mirror.set_listing(node, Listing::kComplete);
   }
@@ -168,7 +181,11 @@ void TreeStore::Impl::apply_state(const wire::NameState& state, Mirror& mirror, 
     if (there != kNoNode) mirror.unlink(dir, state.name, changes);
   } else {
     const bool was_alive = known != kNoNode && mirror.alive(known);
-    const auto node = mirror.link(dir, state.name, state.attr, state.target, changes);
+    const auto was = mirror.attr(known);
+    const bool older = was_alive && same_type(was, state.attr) && seems_older(was, state.attr);
+    if (older) again.emplace_back(dir, false);
+    const auto node =
+        mirror.link(dir, state.name, older ? was : state.attr, older ? std::string() : state.target, changes);
     if (node == kNoNode) {
       again.emplace_back(dir, false);  // two directories changed places, and half of it is told
     } else if (S_ISDIR(state.attr.mode) && (state.flags & wire::kNameFresh) != 0) {

@@ -319,6 +319,28 @@ class Coherence(nbtest.Case):
 
         self.random_run(OPS // 5, [RandomOps(self.dir, SEED + 5)], kill)
 
+    def test_random_changes_over_a_link_that_breaks(self):
+        self.mounted()
+
+        def cut(round_):
+            # The relays: the agent lives on, and the daemon comes back to it.
+            for pid in self.processes("nearbox-agent", "relay") if round_ % 2 == 1 else []:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+        self.random_run(OPS // 5, [RandomOps(self.dir, SEED + 7)], cut)
+
+    def test_directory_by_directory(self):
+        self.set_faults("agent.no_fanotify")
+        self.mounted()
+        self.assertEqual(self.watch()["kind"], "inotify")
+        self.random_run(OPS // 5, [RandomOps(self.dir, SEED + 8)])
+
+    def test_without_a_watch_scans_do(self):
+        self.set_faults("agent.no_fanotify", "agent.watch_limit")
+        self.mounted()
+        self.random_run(1000, [RandomOps(self.dir, SEED + 9)])
+
 
 class SwitchedOff(Coherence):
     """With one mechanism off, what a check here finds is what it must miss; with all on, it finds the truth."""
