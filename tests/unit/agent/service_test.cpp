@@ -10,6 +10,7 @@
 #include "client/channel/fd_carrier.h"
 #include "client/channel/frame_queue.h"
 #include "client/channel/handshake.h"
+#include "client/wire/changes.h"
 #include "tests/unit/agent/agent_test_util.h"
 #include "tools/agent/agent.h"
 #include "tools/agent/listener.h"
@@ -76,6 +77,60 @@ class ServiceTest : public ::testing::Test {
   std::uint32_t root = 0;
   std::uint32_t next_call = 0;
 };
+
+// The whole way: an operation has a version, another client is told of it, the barrier says how far.
+TEST_F(ServiceTest, TellsAnotherSessionAtItsBarrier) {
+  auto second = std::make_shared<Session>(wire::SessionId{}, kInstance, who, ProcTable::Options{}, timers,
+                                          watcher, log);
+  Service theirs{second, who, log};
+  const auto ask = [&](Method method, const auto& message) {
+    auto responder = std::make_shared<FakeResponder>(++next_call);
+    theirs.on_call(method, wire::encode(message), responder);
+    EXPECT_TRUE(responder->wait());
+    return responder;
+  };
+  const auto their_root =
+      ask(Method::kRootOpen, wire::RootOpen{dir.path, false})->reply<wire::RootReply>().root;
+  EXPECT_EQ(ask(Method::kBarrier, wire::Barrier{their_root})->error(), EOPNOTSUPP);
+  auto watch = ask(Method::kWatch, wire::Watch{their_root});
+  ASSERT_EQ(watch->error(), 0);
+  ASSERT_NE(watch->reply<wire::WatchReply>().kind, wire::WatchKind::kNone);
+
+  wire::Op op;
+  op.op_id = 1;
+  op.kind = wire::OpKind::kCreate;
+  op.root = root;
+  op.path = "made";
+  op.mode = 0644;
+  op.uid = op.gid = wire::kOwnerUser;
+  service.on_note(Method::kApply, wire::encode(wire::Apply{{op}}));
+  const auto made = dones(1);
+  ASSERT_EQ(made[0].error, 0);
+  EXPECT_GT(made[0].attr.version, 0U);
+  auto barrier = ask(Method::kBarrier, wire::Barrier{their_root});
+  ASSERT_EQ(barrier->error(), 0);
+  const auto seq = barrier->reply<wire::BarrierReply>().seq;
+  EXPECT_GT(seq, 0U);
+  bool told = false;
+  std::uint64_t after = 0;
+  wire::Bytes out;
+  ASSERT_TRUE(second->events.take(after, 1 << 20, out, Clock::now()));
+  EXPECT_EQ(after, seq);
+  wire::Reader reader(out);
+  while (!reader.done()) {
+    const auto event = wire::decode<wire::Event>(reader.view(wire::kMaxEventBytes + 64));
+    ASSERT_TRUE(event);
+    const auto changed = wire::decode<wire::Changed>(event->body);
+    ASSERT_TRUE(changed);
+    for (const auto& state : changed->states) {
+      if (state.name != "made") continue;
+      told = true;
+      EXPECT_GE(state.attr.version, made[0].attr.version);
+    }
+  }
+  EXPECT_TRUE(told);
+  EXPECT_EQ(ask(Method::kWatch, wire::Watch{99})->error(), ESTALE);
+}
 
 TEST_F(ServiceTest, ReadsRanges) {
   std::string text(700'000, '\0');

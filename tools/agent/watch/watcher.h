@@ -124,6 +124,8 @@ class Watcher {
   bool incomplete() const { return inotify_ && inotify_->incomplete(); }
   void check_roots();
   RootSet used_roots() EXCLUDES(mu_);
+  // `path` below `directory`, "" when it is not.
+  static std::string relative(const std::string& path, const std::string& directory);
 
   base::Logger& log_;
   Versions& versions_;

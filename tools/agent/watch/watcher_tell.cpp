@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <array>
+#include <unistd.h>
+
+#include "tools/agent/fs_path.h"
+#include "tools/agent/watch/watcher.h"
+
+// How the watcher tells its clients what it saw.
+namespace nearbox::agent {
+namespace {
+
+constexpr std::size_t kStateCost = 160;                          // encoded, besides name and target
+constexpr std::size_t kEventBudget = wire::kMaxEventBytes - 64;  // of a body
+
+std::size_t cost_of(const wire::NameState& state) {
+  return kStateCost + state.name.size() + state.target.size();
+}
+
+}  // namespace
+
+void Watcher::tell(std::vector<Seen>& seen, const void* except) {
+  if (seen.empty()) return;
+  RootSet all;
+  for (const auto& one : seen) all |= one.roots;
+  for (std::size_t index = 0; index < all.size(); ++index) {
+    if (!all.test(index)) continue;
+    wire::Changed changed;
+    std::size_t bytes = 0;
+    const auto flush = [&] {
+      if (changed.states.empty()) return;
+      base::MutexLock lock(mu_);
+      if (index < roots_.size()) {
+        for (auto& to : roots_[index].subscriptions) {
+          if (except != nullptr && to.owner == except) continue;
+          changed.root = to.number;
+          (void)give_locked(to, wire::EventKind::kChanged, wire::encode(changed));
+        }
+      }
+      changed.states.clear();
+      bytes = 0;
+    };
+    for (const auto& one : seen) {
+      if (!one.roots.test(index)) continue;
+      const auto cost = cost_of(one.state);
+      if (bytes + cost > kEventBudget || changed.states.size() >= wire::kMaxNameStates) flush();
+      bytes += cost;
+      changed.states.push_back(one.state);
+    }
+    flush();
+  }
+  seen.clear();
+}
+
+// False: the client is behind and is told nothing now.
+bool Watcher::give_locked(Subscription& to, wire::EventKind kind, wire::Bytes body) {
+  const auto room = to.log->room();
+  if (to.behind && room < to.log->capacity() / 4 * 3) return false;
+  if (to.behind) {
+    to.behind = false;
+    (void)to.log->append(wire::EventKind::kLost, wire::encode(wire::Lost{to.number, "", true, false}));
+  } else if (room < to.log->capacity() / 4) {
+    to.behind = true;
+    (void)to.log->append(wire::EventKind::kLost, wire::encode(wire::Lost{to.number, "", true, false}));
+    return false;
+  }
+  return to.log->append(kind, std::move(body)) != 0;
+}
+
+void Watcher::tell_lost(std::size_t index, const std::string& path, bool content) {
+  base::MutexLock lock(mu_);
+  if (index >= roots_.size()) return;
+  for (auto& to : roots_[index].subscriptions) {
+    (void)give_locked(to, wire::EventKind::kLost, wire::encode(wire::Lost{to.number, path, true, content}));
+  }
+}
+
+std::string Watcher::relative(const std::string& path, const std::string& directory) {
+  const std::string start = directory == "/" ? directory : directory + "/";
+  if (path.size() <= start.size() || path.compare(0, start.size(), start) != 0) return {};
+  return path.substr(start.size());
+}
+
+namespace {
+
+std::string path_now(const Root& root) {
+  std::array<char, wire::kMaxPath> buffer{};
+  const auto link = "/proc/self/fd/" + std::to_string(root.dir.get());
+  const ssize_t n = ::readlink(link.c_str(), buffer.data(), buffer.size());
+  if (n <= 0 || static_cast<std::size_t>(n) >= buffer.size()) return root.path;
+  return {buffer.data(), static_cast<std::size_t>(n)};
+}
+
+}  // namespace
+
+void Watcher::tell_lost_dirs(const std::vector<LostDir>& lost) {
+  for (const auto& dir : lost) {
+    for (std::size_t index = 0; index < dir.roots.size(); ++index) {
+      if (!dir.roots.test(index)) continue;
+      RootPtr root;
+      {
+        base::MutexLock lock(mu_);
+        if (index < roots_.size()) root = roots_[index].root;
+      }
+      if (root) tell_lost(index, relative(dir.path, path_now(*root)), false);
+    }
+  }
+}
+
+void Watcher::everything_lost(const char* why) {
+  log_.warn(std::string("event=watch_lost why=\"") + why + "\"");
+  names_.clear();
+  if (inotify_) inotify_->rescan();
+  if (incomplete()) incomplete_told_ = Clock::now();
+  // Whatever is queued is covered by what the clients read from now on.
+  versions_.bump_all();
+  const auto used = used_roots();
+  for (std::size_t index = 0; index < used.size(); ++index) {
+    if (used.test(index)) tell_lost(index, "", true);
+  }
+}
+
+// A root whose last name is gone.
+void Watcher::check_roots() {
+  std::vector<Seen> seen;
+  const auto used = used_roots();
+  for (std::size_t index = 0; index < used.size(); ++index) {
+    if (!used.test(index)) continue;
+    RootPtr root;
+    {
+      base::MutexLock lock(mu_);
+      root = roots_[index].root;
+    }
+    auto st = stat_fd(root->dir.get());
+    if (st && st->st_nlink > 0) continue;
+    wire::NameState state;
+    state.dir = root->node;
+    Seen one{std::move(state), {}};
+    one.roots.set(index);
+    seen.push_back(std::move(one));
+  }
+  tell(seen);
+}
+
+}  // namespace nearbox::agent
