@@ -294,7 +294,11 @@ void Session::setattr(Request request, Ino ino, const struct stat& st, int to_se
     mirror.set_attr(node, done.attr, changes);
   };
   auto self = shared_from_this();
-  task.answer = [self, ino](Request waiting, const wire::OpDone&) { self->getattr(std::move(waiting), ino); };
+  // The kernel takes what this answer says whatever it was told meanwhile (linux v6.12 fs/fuse/dir.c,
+  // fuse_do_setattr(): no attr_version), so it is not to believe it for long.
+  task.answer = [self, node](Request waiting, const wire::OpDone&) {
+    waiting.attr(self->services_.tree.read([&](const sync::Mirror& m) { return self->show(m, node); }), 0);
+  };
   run(std::move(request), std::move(task));
 }
 

@@ -148,6 +148,8 @@ void Session::answer_entry(Request request, Ino parent, const std::string& name,
     const NodeIndex node = mirror.find({attr.dev, attr.ino});
     if (node == kNoNode || !mirror.alive(node)) return false;
     entry = entry_of(mirror, node, add_ref(mirror, node));
+    // Of a file that the kernel knew before it would take these whatever it was told meanwhile.
+    if (attr.nlink > 1) entry.attr_timeout = 0;
     return true;
   });
   if (!found) {

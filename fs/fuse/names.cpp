@@ -228,6 +228,7 @@ void Session::remove(Request request, Ino parent, std::string name, bool directo
   task.dirs = {at.dir};
   task.nodes = {at.child};
   task.names = {{parent, name}};
+  task.leads = {kNoNode};
   task.busy1 = parent;
   task.busy2 = inodes_.ino(at.child);
   task.locate = by_name(at.dir, name);
@@ -297,6 +298,7 @@ void Session::rename(Request request, Ino parent, std::string name, Ino parent2,
   task.nodes = {from.child};
   if (to.child != kNoNode) task.nodes.push_back(to.child);
   task.names = {{parent, name}, {parent2, name2}};
+  task.leads = {exchange ? to.child : kNoNode, from.child};
   task.busy1 = parent;
   task.busy2 = parent2 == parent ? 0 : parent2;
   task.renames_directory = directory;

@@ -92,6 +92,7 @@ class Session final : public sync::ChangeListener,
     std::vector<sync::NodeIndex> dirs;               // entries change: begin_operation() on each
     std::vector<sync::NodeIndex> nodes;              // pinned until the fate is known
     std::vector<std::pair<Ino, std::string>> names;  // made, removed or moved, by their directories
+    std::vector<sync::NodeIndex> leads;  // where the kernel believes each of them leads after success, if known
     Ino busy1 = 0, busy2 = 0;
     // Brings op i's result into the mirror (under its lock).
     std::function<void(std::size_t i, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes)>
@@ -109,6 +110,7 @@ class Session final : public sync::ChangeListener,
   void applied(const std::shared_ptr<Running>& running, std::size_t i, int attempt, const wire::OpDone& done);
   void replied(const std::shared_ptr<Running>& running, std::size_t i, int attempt, const wire::OpDone& done);
   void tell_own_kernel(const Task& task);
+  bool as_believed(const Task& task) const;
   bool send_again(const std::shared_ptr<Running>& running, std::size_t i, int attempt,
                   const wire::OpDone& done);
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // How Session turns a request into operations of the log: record, send, apply to the mirror, reply.
+#include <atomic>
 #include <cerrno>
 #include <utility>
 
@@ -25,6 +26,7 @@ struct Session::Running {
   std::vector<std::uint64_t> epoch GUARDED_BY(mu);  // of DirRenames, before op i's paths were made
   std::vector<bool> replied GUARDED_BY(mu);
   int error GUARDED_BY(mu) = 0;  // the first
+  std::atomic<bool> surprising{false};  // the outcome is not what the kernel concludes from the answer
   wire::OpDone last GUARDED_BY(mu);
 };
 
@@ -101,6 +103,7 @@ void Session::applied(const std::shared_ptr<Running>& running, std::size_t i, in
         if (done.error == 0 && task.apply) task.apply(i, done, mirror, changes);
       },
       parked ? this : nullptr);
+  if (done.error == 0 && !as_believed(task)) running->surprising = true;
   if (parked && !parked_.contains(running->id)) tell_own_kernel(task);  // answered meanwhile
   if (done.error == 0 && task.after) task.after(done);
   if (!last) return;
@@ -129,7 +132,11 @@ void Session::replied(const std::shared_ptr<Running>& running, std::size_t i, in
   auto request = parked_.take(running->id);
   const Task& task = running->task;
   if (!request) return tell_own_kernel(task);
-  if (error == 0) return task.answer(std::move(*request), last);
+  if (error == 0) {
+    task.answer(std::move(*request), last);
+    if (running->surprising) tell_own_kernel(task);
+    return;
+  }
   request->error(error);
   // It may be applied all the same, or its first operation was.
   if (error == ETIMEDOUT || task.ops.size() > 1) tell_own_kernel(task);
@@ -146,6 +153,18 @@ void Session::tell_own_kernel(const Task& task) {
       if (const Ino ino = inodes_.ino(node); ino != 0) notifier_->data(ino);
     }
   }
+}
+
+// Somebody else was at the same names: what the kernel does with its entries now is wrong.
+bool Session::as_believed(const Task& task) const {
+  if (task.leads.empty()) return true;
+  return services_.tree.read([&](const sync::Mirror& mirror) {
+    for (std::size_t i = 0; i < task.leads.size(); ++i) {
+      const auto dir = inodes_.node(task.names[i].first);
+      if (mirror.lookup(dir, task.names[i].second) != task.leads[i]) return false;
+    }
+    return true;
+  });
 }
 
 // Whether content may differ, as far as attributes tell.

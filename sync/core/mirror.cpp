@@ -216,7 +216,9 @@ void Mirror::apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& 
     impl_->unfinished.erase(key);
     if (!frozen) impl_->remove_unseen(dir, seen, newer, changes);
     if (listing(dir) != Listing::kComplete) impl_->dir(dir).entries.trim();
-    if (!frozen || !stale) set_listing(dir, Listing::kComplete);
+    // Where own operations are under way, names of before them may have come in with the block.
+    const bool doubtful = frozen && (stale || (newer != nullptr && listing(dir) != Listing::kComplete));
+    set_listing(dir, doubtful ? Listing::kStale : Listing::kComplete);
   }
   impl_->quiet_dir = kNoNode;
   if (impl_->quiet_dir_changed) changes.push_back({Change::Kind::kListing, kNoNode, dir, {}});

@@ -306,6 +306,12 @@ std::uint64_t Mirror::Impl::apply_entry(NodeIndex in, const wire::TreeEntry& ent
   const bool told = newer != nullptr && newer->attr && newer->attr({is.dev, is.ino});
   if (told) {
     const auto known = find(is.dev, is.ino);
+    const auto d = find_name(in, entry.name);
+    const bool here = d != 0 && dentries[d].node == known;
+    if (known != kNoNode && is_dir(known) && alive(known) && !here) {
+      if (newer->unsure) newer->unsure(in);
+      return cookie();  // it was told to lie elsewhere, and has one name
+    }
     if (known != kNoNode && same_type(nodes[known].mode, is.mode)) {
       is = attr(known);
     } else if (newer->unsure) {

@@ -253,10 +253,8 @@ void TreeStore::Impl::apply(Walk& one, const std::vector<wire::TreeBlock>& block
     return keep;
   };
   store.write([&](Mirror& mirror, Changes& changes) {
-    const bool any = anything_told_since(one.began, one.flooded);
-    if (one.flooded) return;
     Newer newer;
-    if (any) {
+    if (anything_told_since(one.began, one.flooded)) {
       newer.listing = [&](NodeIndex dir) {
         const bool newer_told = listing_told_since(one.began, mirror, dir);
         if (newer_told && mirror.listing(dir) != Listing::kComplete) one.unsure.insert(dir);
@@ -269,8 +267,9 @@ void TreeStore::Impl::apply(Walk& one, const std::vector<wire::TreeBlock>& block
       newer.attr = [&](const wire::NodeId& node) { return told_since(one.began, node, {}); };
       newer.unsure = [&](NodeIndex dir) { one.unsure.insert(dir); };
     }
+    if (one.flooded) return;
     for (const auto& block : blocks) {
-      mirror.apply_block(Mirror::kRoot, block, changes, skip, one.scan, any ? &newer : nullptr);
+      mirror.apply_block(Mirror::kRoot, block, changes, skip, one.scan, &newer);
     }
   });
   resolve_waiters();

@@ -54,7 +54,7 @@ def picture(root):
 
 
 def absences(root, dirs):
-    return {(d, n): os.path.lexists(os.path.join(root, d, n)) for d in dirs for n in NAMES}
+    return {("absent", d, n): os.path.lexists(os.path.join(root, d, n)) for d in dirs for n in NAMES}
 
 
 class RandomOps:
@@ -152,7 +152,8 @@ class Coherence(nbtest.Case):
         self.nb("flush")
         want, have = picture(self.dir), picture(self.mnt)
         dirs = [d for d in [k[0] for k in want if isinstance(k, tuple)]]
-        want["absent"], have["absent"] = absences(self.dir, dirs), absences(self.mnt, dirs)
+        want.update(absences(self.dir, dirs))
+        have.update(absences(self.mnt, dirs))
         if want != have:
             keys = [k for k in set(want) | set(have) if want.get(k) != have.get(k)]
             rows = "\n".join(f"{k}: there {str(want.get(k))[:200]}\n   here {str(have.get(k))[:200]}" for k in keys[:8])

@@ -476,6 +476,9 @@ class WatchModel : public ::testing::Test {
     }
     void check() {
       look_at_all();
+      auto passed = std::make_shared<std::atomic<int>>(-1);
+      store.barrier(std::chrono::steady_clock::now() + 20s, into(passed));
+      ASSERT_TRUE(wait(passed));
       link.do_now([&] {
         store.read([&](const Mirror& m) {
           for (const auto& [path, attr] : tree.nodes) {
