@@ -392,7 +392,10 @@ class WatchModel : public ::testing::Test {
       store.attach(events);
       events.on_op_done([this](const wire::OpDone& done) { op_done(done); });
       world.op_accepts = [this](NodeId dir) {
-        const auto node = store.read([&](const Mirror& m) { return m.find(dir); });
+        const auto node = store.write([&](Mirror& m, Changes&) {
+          m.pin(m.find(dir));  // as a session does: the number stays this directory's
+          return m.find(dir);
+        });
         if (node == kNoNode) return false;
         pending[world.next_op_] = node;
         store.begin_operation(node);
@@ -418,6 +421,7 @@ class WatchModel : public ::testing::Test {
         }
       });
       store.end_operation(dir);
+      store.write([&](Mirror& mirror, Changes&) { mirror.unpin(dir); });
     }
     bool wait(const std::shared_ptr<std::atomic<int>>& answer) {
       return eventually([&] {
