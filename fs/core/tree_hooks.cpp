@@ -54,14 +54,15 @@ std::optional<wire::PathCall> locate(sync::TreeStore& tree, const Orphans& orpha
   wire::PathCall call;
   call.root = tree.root();
   call.expect = id;
-  call.orphan = orphans.number(node);
-  if (call.orphan != 0) return call;
   auto path = tree.read([&](const sync::Mirror& mirror) -> std::optional<std::string> {
     if (!mirror.alive(node) || !same(mirror.attr(node), id)) return std::nullopt;
     return mirror.path(node);
   });
-  if (!path) return std::nullopt;
-  call.path = std::move(*path);
+  // A kept file is used only where there is no name: others may have given it one again, or it was another
+  // file that our operation met and the agent kept.
+  if (!path) call.orphan = orphans.number(node);
+  if (!path && call.orphan == 0) return std::nullopt;
+  if (path) call.path = std::move(*path);
   return call;
 }
 

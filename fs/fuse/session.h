@@ -111,6 +111,7 @@ class Session final : public sync::ChangeListener,
   void replied(const std::shared_ptr<Running>& running, std::size_t i, int attempt, const wire::OpDone& done);
   void tell_own_kernel(const Task& task);
   bool as_believed(const Task& task) const;
+  sync::Changes other_names(const Task& task, const sync::Changes& changes) const;
   bool send_again(const std::shared_ptr<Running>& running, std::size_t i, int attempt,
                   const wire::OpDone& done);
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // How Session turns a request into operations of the log: record, send, apply to the mirror, reply.
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <utility>
@@ -98,11 +99,15 @@ void Session::applied(const std::shared_ptr<Running>& running, std::size_t i, in
   }
   // The kernel learns of the change from the answer, unless the request was answered with an error before.
   const bool parked = parked_.contains(running->id);
+  sync::Changes others;
   services_.tree.write(
       [&](sync::Mirror& mirror, sync::Changes& changes) {
-        if (done.error == 0 && task.apply) task.apply(i, done, mirror, changes);
+        if (done.error != 0 || !task.apply) return;
+        task.apply(i, done, mirror, changes);
+        if (parked) others = other_names(task, changes);
       },
       parked ? this : nullptr);
+  for (const auto& change : others) tell_kernel(change);
   if (done.error == 0 && !as_believed(task)) running->surprising = true;
   if (parked && !parked_.contains(running->id)) tell_own_kernel(task);  // answered meanwhile
   if (done.error == 0 && task.after) task.after(done);
@@ -153,6 +158,20 @@ void Session::tell_own_kernel(const Task& task) {
       if (const Ino ino = inodes_.ino(node); ino != 0) notifier_->data(ino);
     }
   }
+}
+
+// What an own operation showed of names that are not its own: a file's number was given again, so the names
+// it had are gone, which nobody told yet.
+sync::Changes Session::other_names(const Task& task, const sync::Changes& changes) const {
+  using Kind = sync::Change::Kind;
+  sync::Changes others;
+  for (const auto& change : changes) {
+    if (change.kind != Kind::kEntry && change.kind != Kind::kGone) continue;
+    const Ino dir = inodes_.ino(change.dir);
+    const auto own = [&](const auto& name) { return name.first == dir && name.second == change.name; };
+    if (dir != 0 && std::none_of(task.names.begin(), task.names.end(), own)) others.push_back(change);
+  }
+  return others;
 }
 
 // Somebody else was at the same names: what the kernel does with its entries now is wrong.
