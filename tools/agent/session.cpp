@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/agent/session.h"
 
+#include <algorithm>
 #include <csignal>
 #include <cstdlib>
 
@@ -112,7 +113,7 @@ void Session::stop_applying() {
 void Session::confirm(const wire::Confirm& note) {
   events.confirm(note.seq);
   base::MutexLock lock(mu_);
-  nonce_ = note.nonce;
+  nonce_ = std::max(nonce_, note.nonce);  // one that took another lane or connection may come late
 }
 
 std::uint64_t Session::nonce() {

@@ -246,6 +246,14 @@ TEST_F(ServiceTest, StalledStreamsLeaveSmallReadsAlone) {
   for (auto& responder : stalled) ASSERT_TRUE(responder->wait());
 }
 
+TEST_F(ServiceTest, AConfirmThatComesLateTakesNothingBack) {
+  service.on_note(Method::kConfirm, wire::encode(wire::Confirm{2, 200}));
+  service.on_note(Method::kConfirm, wire::encode(wire::Confirm{1, 100}));
+  EXPECT_EQ(session->nonce(), 200u);
+  service.on_note(Method::kConfirm, wire::encode(wire::Confirm{2, 300}));
+  EXPECT_EQ(session->nonce(), 300u);
+}
+
 TEST_F(ServiceTest, GarbageIsAnsweredOrDropped) {
   for (std::uint16_t method = 0; method < 40; ++method) {
     if (method == static_cast<std::uint16_t>(Method::kInfo)) continue;
