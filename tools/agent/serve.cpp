@@ -114,7 +114,7 @@ int serve_command(const ServeCommand& command, const CarrierMaker& tcp, const Ca
   if (who->known) options.procs.sandbox_user = who->user;
   options.procs.child_nofile_soft = around.nofile_soft;
   options.procs.child_cgroup_procs = around.cgroup_procs;
-  options.procs.start_marks = setup->directory + "/started";
+  options.procs.start_marks = std::make_shared<StartMarkers>(setup->directory + "/started");
   options.procs.attach_grace_ms = static_cast<std::uint32_t>(command.grace.count()) * 1000;
   options.linger = command.linger;
   options.session_grace = command.grace;
