@@ -14,14 +14,18 @@ namespace {
 constexpr std::size_t kEventChunk = 256 * 1024;
 constexpr std::chrono::milliseconds kCancelLook{250};  // how soon a pump sees that its call is over
 
+std::string below(const Root& root, const std::string& path) {
+  return root.path == "/" ? "/" + path : root.path + "/" + path;
+}
+
 }  // namespace
 
 Session::Session(const wire::SessionId& id, std::uint64_t instance, const Identity& who,
                  const ProcTable::Options& procs, base::Timers& timers, base::Logger& log)
     : roots(who),
       parking(std::make_shared<Parking>(timers)),
-      small("small-calls", kSmallThreads),
-      streams("streams", kStreamThreads),
+      small("small-calls", kSmallThreads, kSmallPerLane),
+      streams("streams", kStreamThreads, kStreamsPerLane),
       id_(id),
       instance_(instance),
       who_(who),
@@ -38,7 +42,10 @@ Session::Session(const wire::SessionId& id, std::uint64_t instance, const Identi
             if (base::fault::active("agent.crash_after_apply", op.path)) std::abort();
             record(wire::EventKind::kOpDone, wire::encode(done));
           },
-          parking),
+          parking,
+          [this](const wire::Op& op) {
+            return op.path2.empty() ? lane(op.root, op.path) : lane(op.root, {op.path, op.path2});
+          }),
       trees_("trees", kTreeThreads),
       pumps_("event-pump", kMaxSubscriptions) {}
 
@@ -121,6 +128,21 @@ std::uint64_t Session::nonce() {
   return nonce_;
 }
 
+WorkerPool::Lane Session::lane(std::uint32_t root, const std::string& path) {
+  const auto at = roots.get(root);
+  return at ? mounts.of(below(**at, path)) : 0;
+}
+
+WorkerPool::Lane Session::lane(std::uint32_t root, const std::vector<std::string>& paths) {
+  const auto at = roots.get(root);
+  if (!at) return 0;
+  const auto own = mounts.of((*at)->path);
+  for (const auto& path : paths) {
+    if (const auto other = mounts.of(below(**at, path)); other != own) return other;
+  }
+  return own;
+}
+
 void Session::read(wire::Read call, channel::ResponderPtr responder) {
   if (responder->cancelled()) return responder->end(ECANCELED);
   Parking::Item hold{"agent.hold_read", call.at.path, [responder] { return responder->cancelled(); },
@@ -129,10 +151,12 @@ void Session::read(wire::Read call, channel::ResponderPtr responder) {
   // A short read never waits for credit; long ones have threads of their own, so that a client which
   // takes its time with them is still answered everything else.
   WorkerPool& pool = call.length <= kReadChunk ? small : streams;
-  const bool taken = pool.submit([this, call, responder] {
-    auto context = reads();
-    answer_read(context, call, *responder);
-  });
+  const bool taken = pool.submit(
+      [this, call, responder] {
+        auto context = reads();
+        answer_read(context, call, *responder);
+      },
+      lane(call.at.root, call.at.path));
   if (!taken) responder->end(EBUSY);
 }
 
@@ -144,10 +168,15 @@ void Session::read_many(wire::ReadMany call, channel::ResponderPtr responder) {
                        [this, call, responder] { read_many(call, responder); }};
     if (parking->park_if_held(hold)) return;
   }
-  const bool taken = streams.submit([this, call = std::move(call), responder] {
-    auto context = reads();
-    answer_read_many(context, call, *responder);
-  });
+  std::vector<std::string> paths;
+  for (const auto& item : call.items) paths.push_back(item.path);
+  const auto at = lane(call.root, paths);
+  const bool taken = streams.submit(
+      [this, call = std::move(call), responder] {
+        auto context = reads();
+        answer_read_many(context, call, *responder);
+      },
+      at);
   if (!taken) responder->end(EBUSY);
 }
 

@@ -11,6 +11,7 @@
 #include "client/channel/frame_queue.h"
 #include "client/channel/handshake.h"
 #include "tests/unit/agent/agent_test_util.h"
+#include "tests/unit/agent/hung_fs.h"
 #include "tools/agent/agent.h"
 #include "tools/agent/listener.h"
 
@@ -244,6 +245,50 @@ TEST_F(ServiceTest, StalledStreamsLeaveSmallReadsAlone) {
   EXPECT_EQ(r->data().size(), 100U);
   for (auto& responder : stalled) responder->stall(false);
   for (auto& responder : stalled) ASSERT_TRUE(responder->wait());
+}
+
+TEST_F(ServiceTest, AHungFileSystemLeavesTheOthersAlone) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root may mount a file system that hangs";
+  test::HungFs hung(dir / "hung");
+  ASSERT_TRUE(hung.mounted()) << std::strerror(errno);
+  test::write_file(dir / "f", "text");
+  std::vector<std::shared_ptr<FakeResponder>> held;
+  wire::Apply batch;
+  for (std::size_t i = 0; i < 2 * kSmallThreads; ++i) {
+    held.push_back(call(Method::kStatMany, wire::StatMany{root, {"f", "hung/x"}}));
+    held.push_back(read("hung/x", 1));
+    held.push_back(read("hung/x", 8 << 20));
+    wire::Op op;
+    op.op_id = i + 1;
+    op.kind = wire::OpKind::kMkdir;
+    op.root = root;
+    op.path = "hung/" + std::to_string(i);
+    op.keys = {{i + 1, true}};
+    batch.ops.push_back(op);
+  }
+  const auto last = batch.ops.size() + 1;
+  wire::Op op;
+  op.op_id = last;
+  op.kind = wire::OpKind::kMkdir;
+  op.root = root;
+  op.path = "made";
+  op.keys = {{last, true}};
+  batch.ops.push_back(op);
+  service.on_note(Method::kApply, wire::encode(batch));
+  auto stat = call(Method::kStatMany, wire::StatMany{root, {"f", "."}});
+  EXPECT_TRUE(stat->wait());
+  auto small = read("f", 4);
+  EXPECT_TRUE(small->wait());
+  EXPECT_EQ(wire::as_text(small->data()), "text");
+  auto large = read("f", 8 << 20);
+  EXPECT_TRUE(large->wait());
+  const auto done = dones(1);
+  ASSERT_EQ(done.size(), 1U);
+  EXPECT_EQ(done[0].op_id, last);
+  EXPECT_EQ(done[0].error, 0);
+  for (auto& responder : held) EXPECT_FALSE(responder->ended());
+  hung.release();
+  for (auto& responder : held) EXPECT_TRUE(responder->wait());
 }
 
 TEST_F(ServiceTest, AConfirmThatComesLateTakesNothingBack) {
