@@ -16,6 +16,7 @@ namespace nearbox::agent {
 namespace {
 
 constexpr int kTick = 250;                    // ms
+constexpr std::chrono::seconds kEndWait{10};  // for sessions when the agent ends
 constexpr std::chrono::seconds kLockWait{5};  // for an agent of this build that is ending
 constexpr off_t kMaxLogBytes = 1024 * 1024;
 
@@ -132,6 +133,12 @@ int serve_command(const ServeCommand& command, const CarrierMaker& tcp, const Ca
   run_until_done(agent, log);
   (void)::unlink(setup->paths.state.c_str());
   agent.stop();
+  if (!agent.end_sessions(std::chrono::steady_clock::now() + kEndWait)) {
+    // A thread in a call that the kernel does not end cannot be joined. What it would have done is as
+    // undone as after a crash, and clients send it again.
+    log.warn("event=forced_end why=\"a file system does not answer\"");
+    ::_exit(0);
+  }
   setup->listener.reset();
   return 0;
 }
