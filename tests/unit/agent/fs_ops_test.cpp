@@ -538,6 +538,23 @@ TEST_F(FsOps, CopyRange) {
   EXPECT_EQ(error(o), EINVAL) << "overlapping";
 }
 
+TEST_F(FsOps, CopyRangeWithoutTheCall) {
+  test::Faults faults;
+  faults.set("agent.no_copy_file_range\n");
+  ASSERT_TRUE(faults.reaches("agent.no_copy_file_range", "", true));
+  test::write_file(dir / "a", "0123456789");
+  test::write_file(dir / "b", "..........");
+  auto o = op(OpKind::kCopyRange, "a");
+  o.path2 = "b";
+  o.offset = 2;
+  o.rdev = 4;
+  o.size = 100;
+  const auto done = run(o);
+  EXPECT_EQ(done.error, 0);
+  EXPECT_EQ(done.written, 8U);
+  EXPECT_EQ(test::read_file(dir / "b"), "....23456789");
+}
+
 TEST_F(FsOps, UnknownKindsAreRefused) { EXPECT_EQ(error(op(static_cast<OpKind>(99), "f")), ENOSYS); }
 
 }  // namespace
