@@ -2,6 +2,7 @@
 #include <array>
 #include <cstdlib>
 #include <fcntl.h>
+#include <optional>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -271,44 +272,59 @@ Result<void> do_link(OpContext& context, const wire::Op& op, wire::OpDone& done)
   return {};
 }
 
-Result<void> do_unlink(OpContext& context, const wire::Op& op, wire::OpDone& done) {
-  if (op.path.empty()) return base::errno_error(EISDIR, "root");
+namespace {
+
+// What is to be removed. Without attributes: a repeated removal, and its node is gone already.
+struct Removed {
+  Place place;
+  std::optional<struct stat> st;
+};
+
+Result<Removed> to_remove(OpContext& context, const wire::Op& op) {
   auto place = place_of(context, op);
   if (!place) return std::move(place).error();
   auto st = stat_place(*place, op.expect);
+  if (st) return Removed{std::move(*place), *st};
+  const int error = st.error().as_errno();
+  if (!retried(op) || (error != ENOENT && error != ESTALE)) return std::move(st).error();
+  return Removed{std::move(*place), std::nullopt};
+}
+
+}  // namespace
+
+Result<void> do_unlink(OpContext& context, const wire::Op& op, wire::OpDone& done) {
+  if (op.path.empty()) return base::errno_error(EISDIR, "root");
+  auto found = to_remove(context, op);
+  if (!found) return std::move(found).error();
+  const auto& [place, st] = *found;
   if (!st) {
-    const int error = st.error().as_errno();
-    if (!retried(op) || (error != ENOENT && error != ESTALE)) return std::move(st).error();
-    fill_parent(place->dir.get(), done.parent);
+    fill_parent(place.dir.get(), done.parent);
     return {};
   }
   if (S_ISDIR(st->st_mode)) return base::errno_error(EISDIR, "unlink");
-  auto leaving = before_leaving(op, *place, *st);
+  auto leaving = before_leaving(op, place, *st);
   if (!leaving) return std::move(leaving).error();
   const bool kept = static_cast<bool>(leaving->keep);
   if (auto fine = keep(context, op, *leaving); !fine) return fine;
-  if (::unlinkat(place->dir.get(), place->name.c_str(), 0) != 0) {
+  if (::unlinkat(place.dir.get(), place.name.c_str(), 0) != 0) {
     const int error = errno;
     context.orphans.forget(op.op_id);
     return base::errno_error(error, "unlink");
   }
   fill_gone(*leaving, kept, done.attr);
-  fill_parent(place->dir.get(), done.parent);
+  fill_parent(place.dir.get(), done.parent);
   return {};
 }
 
 Result<void> do_rmdir(OpContext& context, const wire::Op& op, wire::OpDone& done) {
   if (op.path.empty()) return base::errno_error(EBUSY, "root");
-  auto place = place_of(context, op);
-  if (!place) return std::move(place).error();
-  auto st = stat_place(*place, op.expect);
-  if (!st) {
-    const int error = st.error().as_errno();
-    if (!retried(op) || (error != ENOENT && error != ESTALE)) return std::move(st).error();
-  } else if (::unlinkat(place->dir.get(), place->name.c_str(), AT_REMOVEDIR) != 0) {
+  auto found = to_remove(context, op);
+  if (!found) return std::move(found).error();
+  const auto& [place, st] = *found;
+  if (st && ::unlinkat(place.dir.get(), place.name.c_str(), AT_REMOVEDIR) != 0) {
     return base::last_errno("rmdir");
   }
-  fill_parent(place->dir.get(), done.parent);
+  fill_parent(place.dir.get(), done.parent);
   return {};
 }
 
