@@ -82,8 +82,11 @@ TEST_F(TrashTest, AnExchangedNameOpensNothingElseUp) {
     while (!stop.load()) (void)::renameat2(AT_FDCWD, link.c_str(), AT_FDCWD, name.c_str(), RENAME_EXCHANGE);
   });
   for (int i = 0; i < 200; ++i) {
-    stdfs::create_directories(dir / "in/t/d");
-    (void)::chmod((dir / "in/t/d").c_str(), 0000);
+    std::error_code taken;
+    stdfs::create_directories(dir / "in/t/d", taken);
+    // By descriptor here too: the name may be the link by now.
+    const base::UniqueFd d(::open((dir / "in/t/d").c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    if (d) (void)::fchmod(d.get(), 0000);
     (void)remove_tree(fd.get(), "t");
   }
   stop.store(true);
