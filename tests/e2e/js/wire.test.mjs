@@ -379,7 +379,7 @@ test('a killed server leaves no process; the next one cleans up', async (t) => {
   t.after(() => third.kill('SIGTERM'))
   await once(third.stdout, 'data')
   assert.equal(existsSync(`${second.data}/sandboxes/${sandboxID}`), false)
-  assert.match(said, /removed what ended sandboxes had left/)
+  assert.match(said, /removes what ended sandboxes had left/)
   third.kill('SIGTERM')
   const [code] = await once(third, 'exit')
   assert.equal(code, 0)
