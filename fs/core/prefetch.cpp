@@ -2,6 +2,8 @@
 #include "fs/core/prefetch.h"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <list>
 #include <sys/stat.h>
 #include <unordered_map>
@@ -33,8 +35,8 @@ struct Walk {
 }  // namespace
 
 struct Prefetcher::Impl : std::enable_shared_from_this<Impl> {
-  Impl(sync::TreeStore& t, BlockCache& c, const PrefetchOptions& o)
-      : tree(t), cache(c), options(o), credit(o.start_bytes) {}
+  Impl(sync::TreeStore& t, BlockCache& c, api::AgentLink& l, const PrefetchOptions& o)
+      : tree(t), cache(c), link(l), options(o), max_window(o.least_window), credit(o.start_bytes) {}
 
   using Walks = std::list<Walk>;
   struct Ahead {
@@ -62,7 +64,9 @@ struct Prefetcher::Impl : std::enable_shared_from_this<Impl> {
 
   sync::TreeStore& tree;
   BlockCache& cache;
+  api::AgentLink& link;
   const PrefetchOptions options;
+  std::atomic<std::uint64_t> max_window;
 
   mutable base::Mutex mu;      // rank: below the tree's lock, which may be held around it
   Walks walks GUARDED_BY(mu);  // last used first
@@ -101,7 +105,7 @@ Walk* Prefetcher::Impl::hit_locked(NodeIndex node, const wire::Attr& attr) {
   auto* const walk = find_locked(guess.walk);
   if (walk == nullptr) return nullptr;
   ++walk->hits;
-  walk->window = std::min(walk->window + 2 * guess.size + options.batch_bytes / 8, options.max_window);
+  walk->window = std::min(walk->window + 2 * guess.size + options.batch_bytes / 8, max_window.load());
   return walk;
 }
 
@@ -229,6 +233,10 @@ void Prefetcher::Impl::remember_locked(Walk& walk, NodeIndex node, const wire::A
 
 void Prefetcher::Impl::send(const std::shared_ptr<Impl>& self, std::uint64_t walk,
                             const std::vector<Batch>& batches) {
+  if (batches.empty()) return;
+  const auto trips = std::chrono::duration<double>(2 * link.status().rtt).count();
+  max_window = std::clamp(static_cast<std::uint64_t>(trips * static_cast<double>(options.window_rate)),
+                          options.least_window, options.max_window);
   for (const auto& batch : batches) {
     std::uint64_t bytes = 0;
     for (const auto& wanted : batch) bytes += wanted.attr.size;
@@ -252,8 +260,9 @@ void Prefetcher::Impl::batch_ended(const std::shared_ptr<Impl>& self, std::uint6
   send(self, number, batches);
 }
 
-Prefetcher::Prefetcher(sync::TreeStore& tree, BlockCache& cache, PrefetchOptions options)
-    : impl_(std::make_shared<Impl>(tree, cache, options)) {}
+Prefetcher::Prefetcher(sync::TreeStore& tree, BlockCache& cache, api::AgentLink& link,
+                       PrefetchOptions options)
+    : impl_(std::make_shared<Impl>(tree, cache, link, options)) {}
 Prefetcher::~Prefetcher() = default;
 
 void Prefetcher::on_read(NodeIndex node, const wire::Attr& attr) {

@@ -5,16 +5,19 @@
 #include <cstdint>
 #include <memory>
 
+#include "client/api/agent_link.h"
 #include "fs/core/block_cache.h"
 #include "sync/engine/tree_store.h"
 
 namespace nearbox::fs {
 
 struct PrefetchOptions {
-  std::uint64_t max_file_bytes = 256 * 1024;       // larger files have read-ahead of their own
-  std::uint64_t first_window = 128 * 1024;         // ahead of a reader of whom nothing is known
-  std::uint64_t max_window = 8ull * 1024 * 1024;   // ahead of one reader
-  std::uint64_t start_bytes = 1024 * 1024;         // fetched on trust
+  std::uint64_t max_file_bytes = 256 * 1024;      // larger files have read-ahead of their own
+  std::uint64_t first_window = 128 * 1024;        // ahead of a reader of whom nothing is known
+  std::uint64_t max_window = 8ull * 1024 * 1024;  // ahead of one reader, at most …
+  std::uint64_t window_rate = 125'000'000;  // … what this many bytes a second bring in two round trips
+  std::uint64_t least_window = 512 * 1024;  // … and this at least
+  std::uint64_t start_bytes = 1024 * 1024;  // fetched on trust
   std::uint64_t max_credit = 32ull * 1024 * 1024;  // earned by what was read and not yet spent
   std::uint64_t batch_bytes = 256 * 1024;          // of one call
   std::size_t batch_files = 64;
@@ -41,7 +44,7 @@ struct PrefetchStats {
 //          jumps about earns little and costs little.
 class Prefetcher {
  public:
-  Prefetcher(sync::TreeStore& tree, BlockCache& cache, PrefetchOptions options = {});
+  Prefetcher(sync::TreeStore& tree, BlockCache& cache, api::AgentLink& link, PrefetchOptions options = {});
   ~Prefetcher();
   Prefetcher(const Prefetcher&) = delete;
   Prefetcher& operator=(const Prefetcher&) = delete;

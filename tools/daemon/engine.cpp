@@ -105,7 +105,7 @@ struct Engine::Impl {
         tree(*link, timers, log),
         ops(*link, timers, log, [this] { return tree.root_path(); }),
         cache(*link, fs::tree_hooks(tree, *link, ops, timers)),
-        prefetch(tree, cache),
+        prefetch(tree, cache, *link),
         loop(loop_options(), log) {
     link->add_observer(&up);
     ops.attach(events);
