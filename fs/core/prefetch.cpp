@@ -20,7 +20,9 @@ using sync::NodeIndex;
 
 namespace {
 
-constexpr int kHitsBeforeDirectories = 3;  // a reader is believed to follow the listing's order after these
+constexpr int kHitsBeforeDirectories = 2;  // a reader is believed to follow the listing's order after these
+
+constexpr std::uint64_t kNothing = ~0ULL;
 
 struct Walk {
   std::uint64_t number = 0;
@@ -29,7 +31,9 @@ struct Walk {
   int hits = 0;
   std::uint64_t window = 0;
   std::uint64_t ahead = 0;  // bytes guessed and not yet read
-  bool over = false;        // nothing follows
+  std::uint64_t passed =
+      kNothing;       // the entry before the first directory that was passed by; kNothing: none was
+  bool over = false;  // nothing follows
 };
 
 }  // namespace
@@ -49,6 +53,7 @@ struct Prefetcher::Impl : std::enable_shared_from_this<Impl> {
 
   void on_read(const std::shared_ptr<Impl>& self, NodeIndex node, const wire::Attr& attr) EXCLUDES(mu);
   void batch_ended(const std::shared_ptr<Impl>& self, std::uint64_t walk) EXCLUDES(mu);
+  static void believe(Walk& walk);
   Walk* hit_locked(NodeIndex node, const wire::Attr& attr) REQUIRES(mu);
   Walk* skipped_to_locked(NodeIndex dir, std::uint64_t cookie) REQUIRES(mu);
   Walk& begin_locked() REQUIRES(mu);
@@ -94,6 +99,14 @@ void Prefetcher::Impl::forget_locked(NodeIndex node) {
   ahead.erase(it);
 }
 
+// One guess more was right. A reader who seems to follow the listing gets the directories too that were
+// passed by before.
+void Prefetcher::Impl::believe(Walk& walk) {
+  if (++walk.hits != kHitsBeforeDirectories) return;
+  walk.over = false;
+  if (walk.passed != kNothing) walk.cookie = std::exchange(walk.passed, kNothing);
+}
+
 // The walk that had guessed this file.
 Walk* Prefetcher::Impl::hit_locked(NodeIndex node, const wire::Attr& attr) {
   const auto it = ahead.find(node);
@@ -104,7 +117,7 @@ Walk* Prefetcher::Impl::hit_locked(NodeIndex node, const wire::Attr& attr) {
   counts.used_bytes += guess.size;
   auto* const walk = find_locked(guess.walk);
   if (walk == nullptr) return nullptr;
-  ++walk->hits;
+  believe(*walk);
   walk->window = std::min(walk->window + 2 * guess.size + options.batch_bytes / 8, max_window.load());
   return walk;
 }
@@ -115,8 +128,7 @@ Walk* Prefetcher::Impl::skipped_to_locked(NodeIndex dir, std::uint64_t cookie) {
                                [&](const Walk& w) { return w.dir == dir && w.cookie < cookie; });
   if (it == walks.end()) return nullptr;
   auto* const walk = find_locked(it->number);
-  ++walk->hits;
-  walk->over = false;
+  believe(*walk);
   return walk;
 }
 
@@ -137,6 +149,7 @@ void Prefetcher::Impl::on_read(const std::shared_ptr<Impl>& self, NodeIndex node
     credit = std::min(credit + 2 * attr.size, options.max_credit);
     auto* walk = hit_locked(node, attr);
     if (walk == nullptr) {
+      ++counts.unforeseen;
       // Not foreseen: a reader of whom nothing is known, at this name.
       NodeIndex dir = kNoNode;
       mirror.names(node, [&](NodeIndex parent, std::string_view) {
@@ -194,11 +207,10 @@ bool Prefetcher::Impl::step_locked(const sync::Mirror& mirror, Walk& walk, std::
   }
   const auto attr = mirror.attr(next);
   if (S_ISDIR(attr.mode)) {
-    walk.cookie = cookie;
-    if (walk.hits >= kHitsBeforeDirectories) {
-      walk.dir = next;
-      walk.cookie = 0;
-    }
+    const bool enter = walk.hits >= kHitsBeforeDirectories;
+    if (!enter && walk.passed == kNothing) walk.passed = walk.cookie;
+    if (enter) walk.dir = next;
+    walk.cookie = enter ? 0 : cookie;
     return true;
   }
   const bool small = S_ISREG(attr.mode) && attr.size > 0 && attr.size <= options.max_file_bytes;

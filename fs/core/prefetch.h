@@ -13,11 +13,11 @@ namespace nearbox::fs {
 
 struct PrefetchOptions {
   std::uint64_t max_file_bytes = 256 * 1024;      // larger files have read-ahead of their own
-  std::uint64_t first_window = 128 * 1024;        // ahead of a reader of whom nothing is known
+  std::uint64_t first_window = 256 * 1024;        // ahead of a reader of whom nothing is known
   std::uint64_t max_window = 8ull * 1024 * 1024;  // ahead of one reader, at most …
-  std::uint64_t window_rate = 125'000'000;  // … what this many bytes a second bring in two round trips
-  std::uint64_t least_window = 512 * 1024;  // … and this at least
-  std::uint64_t start_bytes = 1024 * 1024;  // fetched on trust
+  std::uint64_t window_rate = 125'000'000;      // … what this many bytes a second bring in two round trips
+  std::uint64_t least_window = 512 * 1024;      // … and this at least
+  std::uint64_t start_bytes = 2 * 1024 * 1024;  // fetched on trust
   std::uint64_t max_credit = 32ull * 1024 * 1024;  // earned by what was read and not yet spent
   std::uint64_t batch_bytes = 256 * 1024;          // of one call
   std::size_t batch_files = 64;
@@ -31,6 +31,7 @@ struct PrefetchStats {
   std::uint64_t asked_bytes = 0;  // prefetched, ever
   std::uint64_t used_bytes = 0;   // of these, read by somebody
   std::uint64_t read_bytes = 0;   // small files that somebody began to read
+  std::uint64_t unforeseen = 0;   // files among them that no guess had named
   std::size_t walks = 0, ahead_files = 0, batches = 0;
 };
 

@@ -372,6 +372,7 @@ nlohmann::json Engine::Impl::status() {
     }
   }
   const auto cached = cache.stats();
+  const auto guessed = prefetch.stats();
   const auto [nodes, memory] = tree.read(
       [](const sync::Mirror& mirror) { return std::pair(mirror.node_count(), mirror.memory_bytes()); });
   return {{"target", dialer->describe()},
@@ -387,7 +388,16 @@ nlohmann::json Engine::Impl::status() {
           {"mounts", list},
           {"pending_operations", ops.unacknowledged()},
           {"tree", {{"nodes", nodes}, {"memory_bytes", memory}}},
-          {"cache", {{"bytes", cached.bytes}, {"fetched", cached.fetched}}}};
+          {"cache",
+           {{"bytes", cached.bytes},
+            {"fetched", cached.fetched},
+            {"hits", cached.hits},
+            {"misses", cached.misses}}},
+          {"prefetch",
+           {{"asked_bytes", guessed.asked_bytes},
+            {"used_bytes", guessed.used_bytes},
+            {"read_bytes", guessed.read_bytes},
+            {"unforeseen", guessed.unforeseen}}}};
 }
 
 // ---- the public face ------------------------------------------------------------------------
