@@ -98,7 +98,8 @@ void BlockCache::Impl::commit_locked(Fetch& fetch, Step& step) {
   auto block = std::make_shared<const wire::Bytes>(std::move(fetch.building));
   fetch.building = {};
   if (fetch.generation == file.generation && !closed_) {
-    file.pending.erase(number);
+    const auto pending = file.pending.find(number);
+    if (pending != file.pending.end() && pending->second.get() == &fetch) file.pending.erase(pending);
     store_locked(file, number, block);
   }
   feed_locked(file, fetch.generation, number, block, step);

@@ -57,6 +57,7 @@ void Session::read(Request request, Ino ino, std::size_t size, std::uint64_t off
   }
   const auto id = park(std::move(request), ino);
   if (id == 0) return;
+  const bool begins = offset == 0 && S_ISREG(attr.mode) && services_.prefetch != nullptr;
   services_.cache.read(node, attr, offset, size, [self = shared_from_this(), id](BlockCache::Data&& data) {
     auto waiting = self->parked_.take(id);
     if (!waiting) return;
@@ -74,6 +75,7 @@ void Session::read(Request request, Ino ino, std::size_t size, std::uint64_t off
     self->bytes_read_.fetch_add(data.size, std::memory_order_relaxed);
     parts.empty() ? waiting->buffer(nullptr, 0) : waiting->pieces(parts);
   });
+  if (begins) services_.prefetch->on_read(node, attr);
 }
 
 // ---- writing

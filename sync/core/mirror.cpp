@@ -77,6 +77,14 @@ void Mirror::list(NodeIndex dir, std::uint64_t cookie,
   });
 }
 
+std::uint64_t Mirror::cookie(NodeIndex dir, NodeIndex node) const {
+  if (!impl_->used(node)) return 0;
+  for (auto d = impl_->nodes[node].names; d != 0; d = impl_->dentries[d].next_name) {
+    if (impl_->dentries[d].dir == dir) return impl_->dentries[d].cookie;
+  }
+  return 0;
+}
+
 void Mirror::names(NodeIndex node, const std::function<void(NodeIndex, std::string_view)>& fn) const {
   if (!impl_->used(node)) return;
   for (auto d = impl_->nodes[node].names; d != 0; d = impl_->dentries[d].next_name) {

@@ -80,6 +80,8 @@ class Mirror {
   // Calls fn(cookie, name, node) for entries after `cookie`, in order, until it returns false.
   void list(NodeIndex dir, std::uint64_t cookie,
             const std::function<bool(std::uint64_t, std::string_view, NodeIndex)>& fn) const;
+  // Where `node` stands in `dir` (by one of its names there); 0 when it does not.
+  std::uint64_t cookie(NodeIndex dir, NodeIndex node) const;
   // Every name of a node: fn(dir, name). Hard links have several.
   void names(NodeIndex node, const std::function<void(NodeIndex, std::string_view)>& fn) const;
 

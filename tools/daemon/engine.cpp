@@ -105,6 +105,7 @@ struct Engine::Impl {
         tree(*link, timers, log),
         ops(*link, timers, log, [this] { return tree.root_path(); }),
         cache(*link, fs::tree_hooks(tree, *link, ops, timers)),
+        prefetch(tree, cache, *link),
         loop(loop_options(), log) {
     link->add_observer(&up);
     ops.attach(events);
@@ -142,6 +143,7 @@ struct Engine::Impl {
   sync::TreeStore tree;
   fs::OpLog ops;
   fs::BlockCache cache;
+  fs::Prefetcher prefetch;
   fs::FuseLoop loop;
 };
 
@@ -260,7 +262,7 @@ base::Result<nlohmann::json> Engine::Impl::mount(const nlohmann::json& request, 
   options.allow_other = request.value("allow_other", false);
   options.read_only = request.value("read_only", false);
   options.nonempty = request.value("nonempty", false);
-  auto session = loop.mount(options, {tree, ops, cache, *link, timers});
+  auto session = loop.mount(options, {tree, ops, cache, *link, timers, &prefetch});
   if (!session) return mount_error(std::move(session).error());
   mount.session = *std::move(session);
   const auto made = mount.session;
@@ -370,6 +372,7 @@ nlohmann::json Engine::Impl::status() {
     }
   }
   const auto cached = cache.stats();
+  const auto guessed = prefetch.stats();
   const auto [nodes, memory] = tree.read(
       [](const sync::Mirror& mirror) { return std::pair(mirror.node_count(), mirror.memory_bytes()); });
   return {{"target", dialer->describe()},
@@ -385,7 +388,16 @@ nlohmann::json Engine::Impl::status() {
           {"mounts", list},
           {"pending_operations", ops.unacknowledged()},
           {"tree", {{"nodes", nodes}, {"memory_bytes", memory}}},
-          {"cache", {{"bytes", cached.bytes}, {"fetched", cached.fetched}}}};
+          {"cache",
+           {{"bytes", cached.bytes},
+            {"fetched", cached.fetched},
+            {"hits", cached.hits},
+            {"misses", cached.misses}}},
+          {"prefetch",
+           {{"asked_bytes", guessed.asked_bytes},
+            {"used_bytes", guessed.used_bytes},
+            {"read_bytes", guessed.read_bytes},
+            {"unforeseen", guessed.unforeseen}}}};
 }
 
 // ---- the public face ------------------------------------------------------------------------
