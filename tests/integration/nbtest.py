@@ -43,7 +43,8 @@ SANITIZER_OPTIONS = {
     "TSAN_OPTIONS": "handle_abort=1:second_deadlock_stack=1",
 }
 # What a report looks like in the log of a program that could not be told where to write one.
-REPORT = re.compile(r"(ERROR|WARNING|FATAL): \w*Sanitizer|runtime error: |Sanitizer:DEADLYSIGNAL|ERROR: Can't open file")
+REPORT = re.compile(r"(ERROR|WARNING|FATAL): \w*Sanitizer|Sanitizer(:DEADLYSIGNAL| has encountered)|runtime error: |"
+                    r"ERROR: Can't open file")
 
 
 def wait_for(condition, what, seconds=20.0):
