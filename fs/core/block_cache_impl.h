@@ -157,6 +157,8 @@ class BlockCache::Impl : public std::enable_shared_from_this<BlockCache::Impl> {
   void tidy_locked(const cache::FilePtr& file) REQUIRES(mu_);
   Data assemble(const cache::Waiter& waiter) const;
   void run(Step& step);
+  // Where its file was seen last, which every reader says anew; nothing once the cache is closed.
+  std::optional<sync::NodeIndex> node_of(const cache::Fetch& fetch) const;
   void launch(const cache::FetchPtr& fetch);
   bool worth_retrying_locked(const cache::Fetch& fetch, int error) const REQUIRES(mu_);
   void retry(const cache::FetchPtr& fetch, int error);

@@ -332,6 +332,7 @@ base::Result<std::unique_ptr<MountSession>> FuseLoop::mount(const MountOptions& 
   if (auto ok = impl->session->start((*point)->take_fd()); !ok) return std::move(ok).error();
   impl->entry = core_->add(impl->session);
   impl->point = std::move(*point);
+  impl->point->settle();
   if (!options.watchdog_program.empty()) {
     auto dog = Watchdog::start(options.watchdog_program, shown.mountpoint, impl->point->minor());
     if (dog) {

@@ -30,6 +30,7 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::seconds kMountDeadline{15};
 constexpr std::chrono::seconds kProbeDeadline{3};  // does a mount that is there already answer?
 constexpr std::chrono::seconds kCleanDeadline{5};
+constexpr int kMaxRootLooks = 1000;
 constexpr const char* kFuseDevice = "/dev/fuse";
 
 // Octal escapes of mountinfo: space, tab, newline, backslash.
@@ -249,6 +250,26 @@ bool MountPoint::mounted() const {
 
 base::Result<void> MountPoint::unmount(bool lazy, Deadline deadline) {
   return unmount_path(path_, lazy, deadline);
+}
+
+void MountPoint::settle() {
+  const auto mode_of = [this](int flags) -> std::optional<std::uint16_t> {
+    struct statx st {};
+    if (::statx(AT_FDCWD, path_.c_str(), AT_SYMLINK_NOFOLLOW | flags, STATX_MODE, &st) != 0)
+      return std::nullopt;
+    return st.stx_mode;
+  };
+  const auto look = [&mode_of] {
+    for (int i = 0; i < kMaxRootLooks; ++i) {
+      const auto told = mode_of(0);
+      const auto kept = mode_of(AT_STATX_DONT_SYNC);
+      if (!told || !kept) return 1;
+      if (*told == *kept) return 0;
+    }
+    return 2;
+  };
+  const int status = run_child(look, Clock::now() + kProbeDeadline);
+  if (status != 0) log_.warn("mount step=settle path=" + path_ + " status=" + std::to_string(status));
 }
 
 bool MountPoint::abort() {
