@@ -224,7 +224,8 @@ void MountSession::Impl::detach(bool lazy, Clock::time_point deadline, base::Res
   base::Mutex mu;
   base::CondVar ready;
   bool done = false;
-  std::jthread runner([&] {
+  std::jthread runner([&]() noexcept {
+    pthread_setname_np(pthread_self(), "fuse-umount");
     auto outcome = point->unmount(lazy, deadline);
     MutexLock lock(mu);
     result = std::move(outcome);
