@@ -138,6 +138,7 @@ class Session final : public sync::ChangeListener,
   std::optional<wire::PathCall> find(Ino ino, sync::NodeIndex& node, wire::Attr& attr) const;
   std::function<bool(wire::Op& op)> by_node(sync::NodeIndex node, const wire::NodeId& id);
   std::function<bool(wire::Op& op)> by_name(sync::NodeIndex dir, const std::string& name);
+  bool on_node(Request& request, Ino ino, sync::NodeIndex& node, Task& task);
   bool fill_op(wire::Op& op, Ino ino, sync::NodeIndex& node, wire::Attr& attr) const;
   struct Place {  // a name in a directory
     sync::NodeIndex dir = sync::kNoNode;
