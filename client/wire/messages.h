@@ -453,7 +453,7 @@ struct Op {
   std::string path;
   std::string path2;
   NodeId expect{};           // node at path (for creations: the parent directory); {0,0}: any
-  NodeId expect2{};          // parent directory of path2
+  NodeId expect2{};          // parent directory of path2; kCopyRange: the node at path2
   std::uint64_t orphan = 0;  // != 0: the kept file instead of path
   std::uint32_t flags = 0;
   std::uint32_t mode = 0;
@@ -518,11 +518,13 @@ struct OpDone {
   Attr attr;                  // of the node after it (zero ino: gone)
   Attr parent;                // of the directory that changed (zero ino: none)
   Attr parent2;               // kRename across directories
+  Attr before;                // of the node as the operation found it: kWrite, kAppend, kTruncate, kSetAttr,
+                              // kFallocate, kCopyRange (path2); zero ino: not looked at
 };
 template <class Ar, class M>
 void OpDone_fields(Ar& ar, M& m) {
   ar.num(m.op_id), ar.num(m.error), ar.num(m.written), ar.num(m.offset);
-  fields(ar, m.attr), fields(ar, m.parent), fields(ar, m.parent2);
+  fields(ar, m.attr), fields(ar, m.parent), fields(ar, m.parent2), fields(ar, m.before);
 }
 NEARBOX_FIELDS(OpDone)
 

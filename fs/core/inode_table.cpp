@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fs/core/inode_table.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace nearbox::fs {
@@ -44,7 +45,7 @@ void Orphans::clear_numbers() {
 
 InodeTable::InodeTable(NodeIndex root) {
   MutexLock lock(mu_);
-  inodes_[kRootIno] = {root, 1};
+  inodes_[kRootIno] = {root, 1, {}};
   nodes_[root] = kRootIno;
 }
 
@@ -64,7 +65,7 @@ InodeTable::Ref InodeTable::add(NodeIndex node) {
   MutexLock lock(mu_);
   const auto [it, fresh] = nodes_.try_emplace(node, next_);
   if (fresh) {
-    inodes_[next_++] = {node, 1};
+    inodes_[next_++] = {node, 1, {}};
   } else {
     ++inodes_[it->second].count;
   }
@@ -112,6 +113,35 @@ std::vector<Ino> InodeTable::all() const {
   inos.reserve(inodes_.size());
   for (const auto& [ino, entry] : inodes_) inos.push_back(ino);
   return inos;
+}
+
+void InodeTable::remember_names() {
+  MutexLock lock(mu_);
+  remember_ = true;
+}
+
+std::optional<InodeTable::Name> InodeTable::named(Ino ino, Ino parent, std::string_view name) {
+  MutexLock lock(mu_);
+  if (!remember_) return std::nullopt;
+  const auto it = inodes_.find(ino);
+  if (it == inodes_.end()) return std::nullopt;
+  auto& names = it->second.names;
+  const auto same = [&](const Name& one) { return one.first == parent && one.second == name; };
+  if (std::any_of(names.begin(), names.end(), same)) return std::nullopt;
+  std::optional<Name> given_up;
+  if (names.size() >= kMaxNames) {
+    given_up = std::move(names.front());
+    names.erase(names.begin());
+  }
+  names.emplace_back(parent, name);
+  return given_up;
+}
+
+std::vector<InodeTable::Name> InodeTable::names() const {
+  MutexLock lock(mu_);
+  std::vector<Name> all;
+  for (const auto& [ino, entry] : inodes_) all.insert(all.end(), entry.names.begin(), entry.names.end());
+  return all;
 }
 
 std::size_t InodeTable::size() const {

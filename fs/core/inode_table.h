@@ -3,7 +3,10 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "client/base/mutex.h"
@@ -65,6 +68,15 @@ class InodeTable {
   // All but the root, and forgets them.
   std::vector<sync::NodeIndex> clear() EXCLUDES(mu_);
   std::vector<Ino> all() const EXCLUDES(mu_);
+
+  // Names under which the kernel was given an inode. Kept for kernels without epochs alone, which can be told
+  // to forget a name only by that name. At most kMaxNames an inode: the one that is given up for a new one
+  // is returned, and the kernel is to be told to forget it.
+  static constexpr std::size_t kMaxNames = 64;
+  using Name = std::pair<Ino, std::string>;  // in a directory
+  void remember_names() EXCLUDES(mu_);       // before the first add()
+  std::optional<Name> named(Ino ino, Ino parent, std::string_view name) EXCLUDES(mu_);
+  std::vector<Name> names() const EXCLUDES(mu_);
   std::size_t size() const EXCLUDES(mu_);
   std::uint64_t bad_forgets() const EXCLUDES(mu_);
 
@@ -72,12 +84,14 @@ class InodeTable {
   struct Entry {
     sync::NodeIndex node = sync::kNoNode;
     std::uint64_t count = 0;
+    std::vector<Name> names;  // oldest first
   };
   mutable base::Mutex mu_;
   std::unordered_map<Ino, Entry> inodes_ GUARDED_BY(mu_);
   std::unordered_map<sync::NodeIndex, Ino> nodes_ GUARDED_BY(mu_);
   Ino next_ GUARDED_BY(mu_) = kRootIno + 1;
   std::uint64_t bad_ GUARDED_BY(mu_) = 0;
+  bool remember_ GUARDED_BY(mu_) = false;
 };
 
 }  // namespace nearbox::fs

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "client/base/fault.h"
 #include "fs/core/calls.h"
 
 namespace nearbox::fs {
@@ -70,6 +71,7 @@ class OpLog::Impl final : public api::LinkObserver, public std::enable_shared_fr
     Fn applied, reply;
     Clock::time_point deadline;
     std::uint64_t order = 0;  // of submission, over all agent instances
+    bool sent = false;        // to any agent: its fate is unknown when that one is gone
   };
   struct Drain {
     std::uint64_t order;
@@ -136,8 +138,9 @@ void OpLog::Impl::submit(wire::Op op, Fn applied, Fn reply) {
   Calls calls;
   {
     MutexLock lock(mu_);
-    Record record{std::move(op), std::move(applied), std::move(reply), Clock::now() + options_.deadline,
-                  next_order_++};
+    Record record{std::move(op),    std::move(applied),
+                  std::move(reply), Clock::now() + options_.deadline,
+                  next_order_++,    false};
     const auto bytes = cost(record.op);
     if (closed_) {
       end(std::move(record), ESHUTDOWN, calls);
@@ -188,6 +191,7 @@ wire::Bytes OpLog::Impl::next_batch_locked() {
     if (count != 0 && size > room) break;
     room -= std::min(size, room);
     fields(writer, op);
+    it->second.sent = true;
     next_send_ = it->first + 1;
     ++count;
   }
@@ -310,7 +314,8 @@ void OpLog::Impl::on_up(const wire::Welcome&, bool same_instance) noexcept {
       ready_ = false;
       reopen = epoch_;
     }
-    next_send_ = records_.empty() ? next_id_ : records_.begin()->first;
+    const bool resend = !base::fault::active("fs.no_resend");
+    next_send_ = records_.empty() || !resend ? next_id_ : records_.begin()->first;
     link_down_ = false;
   }
   run(calls);
@@ -330,7 +335,7 @@ void OpLog::Impl::renumber_locked(Calls& calls) {
       end(std::move(record), ESTALE, calls);
       continue;
     }
-    record.op.op_flags |= wire::kOpRetry;
+    if (record.sent) record.op.op_flags |= wire::kOpRetry;
     admit_locked(std::move(record));
   }
   // Kept files are named by operation numbers, which begin again: to the new agent they may be others.

@@ -42,6 +42,21 @@ bool Session::fill_op(wire::Op& op, Ino ino, NodeIndex& node, wire::Attr& attr) 
   return true;
 }
 
+// A task of one operation on one inode, whose kind the caller fills in. False: answered, the node is gone.
+bool Session::on_node(Request& request, Ino ino, NodeIndex& node, Task& task) {
+  wire::Op op;
+  wire::Attr attr;
+  if (!fill_op(op, ino, node, attr)) {
+    request.error(ESTALE);
+    return false;
+  }
+  task.ops.push_back(std::move(op));
+  task.nodes = {node};
+  task.busy1 = ino;
+  task.locate = by_node(node, {attr.dev, attr.ino});
+  return true;
+}
+
 // ---- reading
 
 void Session::read(Request request, Ino ino, std::size_t size, std::uint64_t offset) {
@@ -80,50 +95,52 @@ void Session::read(Request request, Ino ino, std::size_t size, std::uint64_t off
 
 // ---- writing
 
+// Brings the result of an own change of content into the mirror, and whether the node was another than the
+// mirror's before it. False: the node is no longer the one that was meant. Under the tree's lock.
+bool Session::take_content(NodeIndex node, const wire::NodeId& id, const wire::OpDone& done, Seen& seen,
+                           sync::Mirror& mirror, sync::Changes& changes) {
+  seen.before = mirror.attr(node);
+  if (!is(done.attr, id) || !is(seen.before, id)) return false;
+  seen.foreign = is(done.before, id) && changed(seen.before, done.before);
+  seen.after = done.attr;
+  mirror.set_attr(node, done.attr, changes);
+  return true;
+}
+
+// What was cached of a file after an own change of `length` bytes at `offset`.
+void Session::wrote(Ino ino, const Seen& seen, std::uint64_t offset, std::uint64_t length) {
+  if (seen.after.ino == 0) return;
+  services_.cache.wrote(seen.before, seen.after, seen.foreign ? 0 : offset,
+                        seen.foreign ? kWholeFile : length);
+  if (seen.foreign) notifier_->data(ino);  // left aside until the request is answered
+}
+
 void Session::write(Request request, Ino ino, wire::Bytes data, std::uint64_t offset, bool append) {
-  wire::Op op;
-  Task task;
-  NodeIndex node = kNoNode;
-  wire::Attr attr;
   if (data.size() > wire::kMaxWriteBytes || offset > INT64_MAX - data.size()) {
     request.error(EFBIG);
     return;
   }
-  if (!fill_op(op, ino, node, attr)) {
-    request.error(ESTALE);
-    return;
-  }
+  NodeIndex node = kNoNode;
+  Task task;
+  if (!on_node(request, ino, node, task)) return;
+  wire::Op& op = task.ops.front();
   op.kind = append ? wire::OpKind::kAppend : wire::OpKind::kWrite;
   op.offset = offset;
   const std::size_t length = data.size();
   op.data = std::move(data);
   const wire::NodeId id = op.expect;
-  task.ops.push_back(std::move(op));
-  task.nodes = {node};
-  task.busy1 = ino;
-  task.locate = by_node(node, {attr.dev, attr.ino});
-  struct Seen {
-    wire::Attr before, after;
-    bool foreign = false;
-  };
   auto seen = std::make_shared<Seen>();
   task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
-    seen->before = mirror.attr(node);
-    if (!is(done.attr, id) || !is(seen->before, id)) return;
+    if (!take_content(node, id, done, *seen, mirror, changes)) return;
     const std::uint64_t at = append ? done.offset : offset;
     const auto end = std::max(seen->before.size, at + done.written);
     // Not what this kernel believes: somebody else wrote too, or the append landed elsewhere.
-    seen->foreign = at != offset || done.attr.size != end;
-    mirror.set_attr(node, done.attr, changes);
-    seen->after = done.attr;
+    seen->foreign = seen->foreign || at != offset || done.attr.size != end;
   };
   auto self = shared_from_this();
   task.after = [=](const wire::OpDone& done) {
-    if (seen->after.ino == 0) return;
-    const std::uint64_t at = append ? done.offset : offset;
-    self->services_.cache.wrote(seen->before, seen->after, at, done.written);
-    self->bytes_written_.fetch_add(done.written, std::memory_order_relaxed);
-    if (seen->foreign) self->notifier_->data(ino);  // left aside until the request is answered
+    if (seen->after.ino != 0) self->bytes_written_.fetch_add(done.written, std::memory_order_relaxed);
+    self->wrote(ino, *seen, append ? done.offset : offset, done.written);
   };
   task.answer = [length](Request waiting, const wire::OpDone& done) {
     waiting.write(static_cast<std::size_t>(std::min<std::uint64_t>(done.written, length)));
@@ -132,50 +149,32 @@ void Session::write(Request request, Ino ino, wire::Bytes data, std::uint64_t of
 }
 
 void Session::fsync(Request request, Ino ino, bool data_only) {
-  wire::Op op;
-  Task task;
   NodeIndex node = kNoNode;
-  wire::Attr attr;
-  if (!fill_op(op, ino, node, attr)) {
-    request.error(ESTALE);
-    return;
-  }
-  op.kind = wire::OpKind::kFsync;
-  op.flags = data_only ? 1 : 0;
-  task.ops.push_back(std::move(op));
-  task.nodes = {node};
-  task.busy1 = ino;
-  task.locate = by_node(node, {attr.dev, attr.ino});
+  Task task;
+  if (!on_node(request, ino, node, task)) return;
+  task.ops.front().kind = wire::OpKind::kFsync;
+  task.ops.front().flags = data_only ? 1 : 0;
   task.answer = [](Request waiting, const wire::OpDone&) { waiting.error(0); };
   run(std::move(request), std::move(task));
 }
 
 void Session::fallocate(Request request, Ino ino, int mode, std::uint64_t offset, std::uint64_t length) {
-  wire::Op op;
-  Task task;
   NodeIndex node = kNoNode;
-  wire::Attr attr;
-  if (!fill_op(op, ino, node, attr)) {
-    request.error(ESTALE);
-    return;
-  }
+  Task task;
+  if (!on_node(request, ino, node, task)) return;
+  wire::Op& op = task.ops.front();
   op.kind = wire::OpKind::kFallocate;
   op.flags = static_cast<std::uint32_t>(mode);
   op.offset = offset;
   op.size = length;
   const wire::NodeId id = op.expect;
-  task.ops.push_back(std::move(op));
-  task.nodes = {node};
-  task.busy1 = ino;
-  task.locate = by_node(node, {attr.dev, attr.ino});
+  auto seen = std::make_shared<Seen>();
   task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
-    if (is(done.attr, id) && is(mirror.attr(node), id)) mirror.set_attr(node, done.attr, changes);
+    (void)take_content(node, id, done, *seen, mirror, changes);
   };
   auto self = shared_from_this();
   // Holes and zeroes: the kernel drops its own pages; ours go with the version.
-  task.after = [=](const wire::OpDone& done) {
-    self->services_.cache.wrote(attr, done.attr, 0, UINT64_MAX / 2);
-  };
+  task.after = [=](const wire::OpDone&) { self->wrote(ino, *seen, 0, kWholeFile); };
   task.answer = [](Request waiting, const wire::OpDone&) { waiting.error(0); };
   run(std::move(request), std::move(task));
 }
@@ -215,13 +214,12 @@ void Session::copy_range(Request request, Ino from, std::uint64_t from_offset, I
     again.path2 = other.path;
     return true;
   };
+  auto seen = std::make_shared<Seen>();
   task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
-    if (is(done.attr, id) && is(mirror.attr(node), id)) mirror.set_attr(node, done.attr, changes);
+    (void)take_content(node, id, done, *seen, mirror, changes);
   };
   auto self = shared_from_this();
-  task.after = [=](const wire::OpDone& done) {
-    self->services_.cache.wrote(attr, done.attr, to_offset, done.written);
-  };
+  task.after = [=](const wire::OpDone& done) { self->wrote(to, *seen, to_offset, done.written); };
   task.answer = [](Request waiting, const wire::OpDone& done) {
     waiting.write(static_cast<std::size_t>(done.written));
   };
@@ -271,21 +269,16 @@ void Session::setattr(Request request, Ino ino, const struct stat& st, int to_se
   op.mtime_ns = to_ns(st.st_mtim);
   op.atime_ns = to_ns(st.st_atim);
   const wire::NodeId id = op.expect;
-  const bool sets_time = (op.set_mask & (wire::kSetMtime | wire::kSetMtimeNow)) != 0;
-  const std::size_t cuts = task.ops.size();  // operation 0 when there is one
   if (op.set_mask != 0) task.ops.push_back(std::move(op));
   if (task.ops.empty()) return getattr(std::move(request), ino);
   task.nodes = {node};
   task.busy1 = ino;
   task.locate = by_node(node, {attr.dev, attr.ino});
-  const auto size = static_cast<std::uint64_t>(st.st_size);
-  task.apply = [=, this](std::size_t i, const wire::OpDone& done, sync::Mirror& mirror,
+  task.apply = [=, this](std::size_t, const wire::OpDone& done, sync::Mirror& mirror,
                          sync::Changes& changes) {
-    auto before = mirror.attr(node);
+    const auto before = mirror.attr(node);
     if (!is(done.attr, id) || !is(before, id)) return;
-    if (i < cuts) before.size = size;
-    if (i < cuts || sets_time) before.mtime_ns = done.attr.mtime_ns;  // of our making
-    note_foreign(node, before, done.attr);
+    note_foreign(node, before, done.before);
     mirror.set_attr(node, done.attr, changes);
   };
   auto self = shared_from_this();

@@ -26,7 +26,7 @@ struct LibfuseHandlers {
     }
   }
 
-  static void init(void*, fuse_conn_info* conn) {
+  static void init(void* user, fuse_conn_info* conn) {
     conn->want &= ~static_cast<unsigned>(
         FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_WRITEBACK_CACHE | FUSE_CAP_ATOMIC_O_TRUNC |
         FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE |
@@ -38,6 +38,7 @@ struct LibfuseHandlers {
     conn->max_background = kMaxBackground;
     conn->congestion_threshold = kCongestion;
     conn->time_gran = 1;
+    static_cast<SessionHandle*>(user)->session->met_kernel(conn->proto_minor);
   }
 
   static void lookup(fuse_req_t req, fuse_ino_t parent, const char* name) {

@@ -71,6 +71,7 @@ bool Session::answer_lookup(Request& request, Ino parent, const std::string& nam
   NodeIndex dir = kNoNode;
   switch (look(parent, name, entry, error, dir)) {
     case Look::kEntry:
+      named(entry.ino, parent, name);
       if (!request.entry(entry)) drop_ref(entry.ino);
       return true;
     case Look::kNegative:
@@ -110,7 +111,8 @@ void Session::lookup(Request request, Ino parent, std::string name) {
 }
 
 // After an operation: the entry of the node that has `attr`'s identity.
-void Session::answer_entry(Request request, const wire::Attr& attr, const fuse_file_info* info) {
+void Session::answer_entry(Request request, Ino parent, const std::string& name, const wire::Attr& attr,
+                           const fuse_file_info* info) {
   fuse_entry_param entry{};
   const bool found = services_.tree.write([&](sync::Mirror& mirror, sync::Changes&) {
     const NodeIndex node = mirror.find({attr.dev, attr.ino});
@@ -122,6 +124,7 @@ void Session::answer_entry(Request request, const wire::Attr& attr, const fuse_f
     request.error(ESTALE);
     return;
   }
+  named(entry.ino, parent, name);
   const bool taken = info != nullptr ? request.create(entry, *info) : request.entry(entry);
   if (!taken) drop_ref(entry.ino);
 }
@@ -220,6 +223,7 @@ bool Session::fill_dir(Request& request, Ino ino, std::size_t size, std::uint64_
       if (out.data.size() - out.used < kPlusOverhead + name.size() + 8) return false;
       const auto entry = entry_of(mirror, child, add_ref(mirror, child));
       counted.push_back(entry.ino);
+      named(entry.ino, ino, view);
       return out.plus(name.c_str(), entry, cookie + kFirstCookie);
     });
   });

@@ -280,8 +280,11 @@ bool MountPoint::abort() {
 
 base::Result<void> unmount_path(const std::string& path, bool lazy, MountPoint::Deadline deadline) {
   if (::geteuid() == 0) {
-    if (::umount2(path.c_str(), UMOUNT_NOFOLLOW | (lazy ? MNT_DETACH : 0)) == 0) return {};
-    return base::last_errno("unmount " + path);
+    // In a child: umount(2) may wait for write-out that waits for the agent.
+    const int flags = UMOUNT_NOFOLLOW | (lazy ? MNT_DETACH : 0);
+    const int error = run_child([&] { return ::umount2(path.c_str(), flags) == 0 ? 0 : errno; }, deadline);
+    if (error == 0) return {};
+    return base::errno_error(error < 0 ? ETIMEDOUT : error, "unmount " + path);
   }
   HelperRun run;
   run.argv = {"fusermount3", lazy ? "-uz" : "-u", "--", path};

@@ -88,8 +88,8 @@ void Session::make(Request request, wire::Op op, Ino parent, const std::string& 
     set_parent(mirror, at.dir, done.parent, changes);
   };
   auto self = shared_from_this();
-  task.answer = [self, info](Request waiting, const wire::OpDone& done) {
-    self->answer_entry(std::move(waiting), done.attr, info ? &*info : nullptr);
+  task.answer = [self, parent, name, info](Request waiting, const wire::OpDone& done) {
+    self->answer_entry(std::move(waiting), parent, name, done.attr, info ? &*info : nullptr);
   };
   run(std::move(request), std::move(task));
 }
@@ -171,8 +171,8 @@ void Session::link(Request request, Ino ino, Ino parent, std::string name) {
   };
   auto self = shared_from_this();
   if (S_ISLNK(attr.mode)) task.after = [self](const wire::OpDone&) { self->renamed_directory(); };
-  task.answer = [self](Request waiting, const wire::OpDone& done) {
-    self->answer_entry(std::move(waiting), done.attr, nullptr);
+  task.answer = [self, parent, name](Request waiting, const wire::OpDone& done) {
+    self->answer_entry(std::move(waiting), parent, name, done.attr, nullptr);
   };
   run(std::move(request), std::move(task));
 }
@@ -299,6 +299,8 @@ void Session::rename(Request request, Ino parent, std::string name, Ino parent2,
   };
   task.after = [=](const wire::OpDone& done) {
     if (*give_back) self->services_.log.forget_orphan(done.op_id);
+    self->named(self->inodes_.ino(from.child), parent2, name2);  // the kernel moves its entries by itself
+    if (exchange) self->named(self->inodes_.ino(to.child), parent, name);
     self->renamed_directory();
   };
   task.answer = [](Request waiting, const wire::OpDone&) { waiting.error(0); };

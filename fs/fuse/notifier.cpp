@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <pthread.h>
+#include <utility>
 
 #include "client/base/fault.h"
 
@@ -11,16 +12,22 @@ namespace nearbox::fs {
 using base::MutexLock;
 
 namespace {
+using Clock = std::chrono::steady_clock;
 constexpr std::chrono::seconds kLook{1};  // how long an idle thread sleeps at most
-}
+constexpr std::chrono::milliseconds kStuck{
+    50};  // in the kernel without any coming back: they wait for a lock
+}  // namespace
 
 Notifier::Notifier(KernelNotify& kernel, Source source) : kernel_(kernel), source_(std::move(source)) {
-  for (int i = 0; i < kThreads; ++i) {
-    threads_.emplace_back([this](const std::stop_token& stop) { run(stop); });
-  }
+  MutexLock lock(mu_);
+  for (std::size_t i = 0; i < kThreads; ++i) spawn_locked();
 }
 
 Notifier::~Notifier() { stop(); }
+
+void Notifier::spawn_locked() {
+  threads_.emplace_back([this](const std::stop_token& stop) { run(stop); });
+}
 
 void Notifier::attr(Ino ino) { add({ino, {}, 0, false, false}); }
 void Notifier::data(Ino ino) { add({ino, {}, 0, true, false}); }
@@ -31,27 +38,39 @@ void Notifier::deleted(Ino parent, Ino child, std::string name) {
 
 void Notifier::add(Item item) {
   if (base::fault::active("fs.no_inval")) return;
+  const bool full = base::fault::active("fs.inval_queue_full");
   MutexLock lock(mu_);
   if (stopped_) return;
-  enqueue_locked(std::move(item));
+  if (full) {
+    everything_ = true;
+  } else {
+    enqueue_locked(std::move(item), Bound::kYes);
+  }
   wake_.notify_one();
 }
 
-void Notifier::enqueue_locked(Item item) {
-  Key key{item.ino, item.name};
-  const auto it = items_.find(key);
-  if (it != items_.end()) {
-    it->second.data |= item.data;
-    it->second.deleted = item.deleted;
-    it->second.child = item.child;
-    return;
+void Notifier::enqueue_locked(Item item, Bound bound) {
+  const Ino ino = item.ino;
+  const auto found = groups_.find(ino);
+  if (found != groups_.end()) {
+    const auto it = found->second.items.find(item.name);
+    if (it != found->second.items.end()) {
+      it->second.data |= item.data;
+      it->second.deleted = item.deleted;
+      it->second.child = item.child;
+      return;
+    }
   }
-  if (items_.size() + aside_count_ >= kMaxQueued && !(item.ino == kRootIno && !item.name.empty())) {
+  if (bound == Bound::kYes && count_ + aside_count_ >= kMaxQueued) {
     everything_ = true;
     return;
   }
-  order_.push_back(key);
-  items_.emplace(std::move(key), std::move(item));
+  Group& group = groups_[ino];
+  if (group.items.empty() && !group.sending) ready_.push_back(ino);
+  group.order.push_back(item.name);
+  auto name = item.name;
+  group.items.emplace(std::move(name), std::move(item));
+  ++count_;
 }
 
 void Notifier::everything() {
@@ -67,7 +86,7 @@ void Notifier::idle(Ino ino) {
   auto items = std::move(it->second);
   aside_.erase(it);
   aside_count_ -= items.size();
-  for (auto& item : items) enqueue_locked(std::move(item));
+  for (auto& item : items) enqueue_locked(std::move(item), Bound::kNo);  // counted before
   wake_.notify_one();
 }
 
@@ -76,10 +95,7 @@ void Notifier::run(const std::stop_token& stop) noexcept {
   while (!stop.stop_requested()) {
     if (step()) continue;
     MutexLock lock(mu_);
-    if (sending_ == 0 && items_.empty() && !everything_) quiet_.notify_all();
-    if (items_.empty() && !everything_ && !stopped_) {
-      wake_.wait_until(mu_, std::chrono::steady_clock::now() + kLook);
-    }
+    if (ready_.empty() && !everything_ && !stopped_) wake_.wait_until(mu_, Clock::now() + kLook);
   }
 }
 
@@ -89,25 +105,66 @@ bool Notifier::step() {
   bool all = false;
   {
     MutexLock lock(mu_);
-    if (stopped_ || (items_.empty() && !everything_)) return false;
-    if (everything_) {
-      everything_ = false;
-      all = true;
+    if (stopped_) return false;
+    all = std::exchange(everything_, false);
+    if (all) {
+      ++sending_;
     } else {
-      const auto node = items_.extract(order_.front());
-      order_.pop_front();
-      item = std::move(node.mapped());
+      keep_watch_locked();
+      if (!take_locked(item)) return false;
     }
-    ++sending_;
   }
   if (all) {
-    send_everything();
+    queue_everything();
   } else {
     send(item);
   }
   MutexLock lock(mu_);
-  --sending_;
+  if (all) {
+    --sending_;
+  } else {
+    sent_locked(item.ino);
+  }
+  if (quiet_locked()) quiet_.notify_all();
   return true;
+}
+
+bool Notifier::take_locked(Item& item) {
+  if (stopped_ || ready_.empty()) return false;
+  Group& group = groups_.at(ready_.front());
+  ready_.pop_front();
+  const auto it = group.items.find(group.order.front());
+  group.order.pop_front();
+  item = std::move(it->second);
+  group.items.erase(it);
+  group.sending = true;
+  --count_;
+  ++sending_;
+  if (!ready_.empty()) wake_.notify_one();
+  return true;
+}
+
+void Notifier::sent_locked(Ino ino) {
+  --sending_;
+  ++progress_;
+  const auto it = groups_.find(ino);
+  if (it == groups_.end()) return;  // stopped
+  it->second.sending = false;
+  if (it->second.items.empty()) {
+    groups_.erase(it);
+  } else {
+    ready_.push_back(ino);
+  }
+}
+
+// The last thread outside of the kernel goes in only when the others are stuck, and leaves another one in its
+// place while there may be more.
+void Notifier::keep_watch_locked() {
+  while (!stopped_ && !ready_.empty() && sending_ + 1 >= threads_.size() && threads_.size() < kMaxThreads) {
+    const auto before = progress_;
+    watch_.wait_until(mu_, Clock::now() + kStuck);
+    if (progress_ == before && !stopped_ && sending_ + 1 >= threads_.size()) spawn_locked();
+  }
 }
 
 void Notifier::send(const Item& item) {
@@ -119,6 +176,7 @@ void Notifier::send(const Item& item) {
   if (held != 0 && waits) {
     if (item.name.empty()) kernel_.inode(item.ino, false);
     MutexLock lock(mu_);
+    if (stopped_) return;
     aside_[held].push_back(item);
     ++aside_count_;
   } else if (item.name.empty()) {
@@ -132,43 +190,42 @@ void Notifier::send(const Item& item) {
   if (held != 0 && waits && !source_.busy(held)) idle(held);
 }
 
-void Notifier::send_everything() {
-  if (!kernel_.epoch()) {
-    for (const auto& name : source_.root_names()) add({kRootIno, name, 0, false, false});
-  }
-  for (const Ino ino : source_.known()) {
-    if (source_.busy(ino)) {
-      kernel_.inode(ino, false);
-      MutexLock lock(mu_);
-      aside_[ino].push_back({ino, {}, 0, true, false});
-      ++aside_count_;
-    } else {
-      kernel_.inode(ino, true);
-    }
-    if (!source_.busy(ino)) idle(ino);
-  }
+void Notifier::queue_everything() {
+  const bool epoch = kernel_.epoch();
+  auto inos = source_.known();
+  auto names = epoch ? std::vector<Name>() : source_.names();
+  MutexLock lock(mu_);
+  if (stopped_) return;
+  for (auto& [parent, name] : names) enqueue_locked({parent, std::move(name), 0, false, false}, Bound::kNo);
+  for (const Ino ino : inos) enqueue_locked({ino, {}, 0, true, false}, Bound::kNo);
+  wake_.notify_all();
 }
 
-bool Notifier::wait_idle(std::chrono::steady_clock::time_point deadline) {
+bool Notifier::wait_idle(Clock::time_point deadline) {
   MutexLock lock(mu_);
-  while (!items_.empty() || everything_ || sending_ != 0) {
-    if (!quiet_.wait_until(mu_, deadline)) return false;
+  while (!quiet_locked() && !stopped_) {
+    if (!quiet_.wait_until(mu_, deadline)) return quiet_locked();
   }
   return true;
 }
 
 void Notifier::stop() {
+  std::vector<std::jthread> threads;
   {
     MutexLock lock(mu_);
     if (stopped_) return;
     stopped_ = true;
-    items_.clear();
-    order_.clear();
+    groups_.clear();
+    ready_.clear();
+    aside_.clear();
+    count_ = aside_count_ = 0;
     wake_.notify_all();
     quiet_.notify_all();
+    watch_.notify_all();
+    threads.swap(threads_);
   }
-  for (auto& thread : threads_) thread.request_stop();
-  threads_.clear();  // joins
+  for (auto& thread : threads) thread.request_stop();
+  threads.clear();  // joins
 }
 
 }  // namespace nearbox::fs

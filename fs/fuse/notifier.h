@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -8,7 +10,6 @@
 #include <string>
 #include <thread>
 #include <unordered_map>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -32,24 +33,31 @@ class KernelNotify {
 // Tells the kernel side of one session what it must not believe any more.
 //
 // Notifications may wait in the kernel for locks that a running request holds. So they leave from threads
-// of this class alone; an inode with a parked request is left aside until the request is answered; and
-// nothing here is held that a request handler needs.
+// of this class alone; an inode with a parked request is left aside until the request is answered; nothing
+// here is held that a request handler needs. A request may take its lock just before it is known here, and
+// be held by the agent afterwards: so an inode has one thread at most in the kernel, one thread always keeps
+// watch outside, and when the others are stuck another one is started.
 //
-// Owns:    kThreads threads; the queue of what is to be invalidated, each inode and name once.
+// Owns:    kThreads threads, up to kMaxThreads when some are stuck; what is to be invalidated, each inode
+//          and name once.
 // Threads: any thread may add; nothing blocks.
-// Bounds:  kMaxQueued items. More: everything the kernel knows is invalidated at once instead.
+// Bounds:  kMaxQueued items. More: everything the kernel knows is invalidated instead, which is queued
+//          without a bound, since the kernel needs more memory for each name than the queue does.
 // Source:  deadlocks and waits: docs/architecture.md, "Invalidation"; linux v6.12 fs/fuse/dir.c
 //          (fuse_reverse_inval_entry takes the parent's lock), fs/fuse/inode.c (fuse_reverse_inval_inode
 //          waits for locked pages).
 class Notifier {
  public:
-  static constexpr int kThreads = 2;
+  static constexpr std::size_t kThreads = 3;
+  static constexpr std::size_t kMaxThreads = 8;
   static constexpr std::size_t kMaxQueued = 65536;
+  using Name = std::pair<Ino, std::string>;  // in a directory
 
   struct Source {
     std::function<bool(Ino)> busy;            // has a parked request
     std::function<std::vector<Ino>()> known;  // all inodes, for the coarse case
-    std::function<std::vector<std::string>()> root_names;
+    // All names the kernel may believe something wrong of; asked for when it has no epochs.
+    std::function<std::vector<Name>()> names;
   };
 
   Notifier(KernelNotify& kernel, Source source);
@@ -63,9 +71,10 @@ class Notifier {
   void deleted(Ino parent, Ino child, std::string name) EXCLUDES(mu_);
   void idle(Ino ino) EXCLUDES(mu_);  // it has no parked request any more
   void everything() EXCLUDES(mu_);
-  // True when all that was added has been sent (tests).
+  // True when all that was added has reached the kernel, what was left aside included.
   bool wait_idle(std::chrono::steady_clock::time_point deadline) EXCLUDES(mu_);
-  void stop();  // a thread may be in the kernel: returns when it came back, so end the connection first
+  // A thread may be in the kernel: returns when it came back, so end the connection first.
+  void stop() EXCLUDES(mu_);
 
  private:
   struct Item {
@@ -75,27 +84,41 @@ class Notifier {
     bool data = false;
     bool deleted = false;
   };
-  using Key = std::pair<Ino, std::string>;
+  struct Group {  // all that concerns one inode
+    std::map<std::string, Item> items;
+    std::deque<std::string> order;
+    bool sending = false;  // a thread is in the kernel for one of them: the group is not in ready_
+  };
+  enum class Bound { kYes, kNo };
 
   void add(Item item) EXCLUDES(mu_);
-  void enqueue_locked(Item item) REQUIRES(mu_);
+  void enqueue_locked(Item item, Bound bound) REQUIRES(mu_);
+  bool quiet_locked() const REQUIRES(mu_) {
+    return count_ == 0 && aside_count_ == 0 && sending_ == 0 && !everything_;
+  }
+  void spawn_locked() REQUIRES(mu_);
   void run(const std::stop_token& stop) noexcept EXCLUDES(mu_);
   bool step() EXCLUDES(mu_);
-  void send(const Item& item);
-  void send_everything();
+  bool take_locked(Item& item) REQUIRES(mu_);
+  void keep_watch_locked() REQUIRES(mu_);
+  void send(const Item& item) EXCLUDES(mu_);
+  void sent_locked(Ino ino) REQUIRES(mu_);
+  void queue_everything() EXCLUDES(mu_);
 
   KernelNotify& kernel_;
   const Source source_;
   base::Mutex mu_;
-  base::CondVar wake_, quiet_;
-  std::map<Key, Item> items_ GUARDED_BY(mu_);
-  std::deque<Key> order_ GUARDED_BY(mu_);
+  base::CondVar wake_, quiet_, watch_;
+  std::unordered_map<Ino, Group> groups_ GUARDED_BY(mu_);             // none is empty but while sending
+  std::deque<Ino> ready_ GUARDED_BY(mu_);                             // groups nobody sends of
   std::unordered_map<Ino, std::vector<Item>> aside_ GUARDED_BY(mu_);  // by the busy inode
+  std::size_t count_ GUARDED_BY(mu_) = 0;                             // items in groups_
   std::size_t aside_count_ GUARDED_BY(mu_) = 0;
-  std::size_t sending_ GUARDED_BY(mu_) = 0;
+  std::size_t sending_ GUARDED_BY(mu_) = 0;     // threads in the kernel
+  std::uint64_t progress_ GUARDED_BY(mu_) = 0;  // how often one came back
   bool everything_ GUARDED_BY(mu_) = false;
   bool stopped_ GUARDED_BY(mu_) = false;
-  std::vector<std::jthread> threads_;  // last: they use the others
+  std::vector<std::jthread> threads_ GUARDED_BY(mu_);
 };
 
 }  // namespace nearbox::fs

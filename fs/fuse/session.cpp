@@ -18,6 +18,7 @@ namespace {
 constexpr std::chrono::milliseconds kTick{250};     // how exact deadlines of parked requests are
 constexpr std::chrono::seconds kFinishDeadline{5};  // for those who hold a request right now
 constexpr std::int32_t kNotifyIncEpoch = 8;         // FUSE_NOTIFY_INC_EPOCH, linux 6.16
+constexpr unsigned kEpochMinor = 44;                // the protocol that has it: 7.44
 
 bool heavy(std::uint32_t opcode) {
   return opcode == FUSE_READ || opcode == FUSE_WRITE || opcode == FUSE_READDIR || opcode == FUSE_READDIRPLUS;
@@ -60,16 +61,7 @@ base::Result<void> Session::start(base::UniqueFd fuse_fd) {
   Notifier::Source source;
   source.busy = [this](Ino ino) { return parked_.busy(ino); };
   source.known = [this] { return inodes_.all(); };
-  source.root_names = [this] {
-    std::vector<std::string> names;
-    services_.tree.read([&](const sync::Mirror& mirror) {
-      mirror.list(root_, 0, [&](std::uint64_t, std::string_view name_, sync::NodeIndex) {
-        names.emplace_back(name_);
-        return true;
-      });
-    });
-    return names;
-  };
+  source.names = [this] { return kernel_names(); };
   notifier_ = std::make_unique<Notifier>(static_cast<KernelNotify&>(*this), std::move(source));
   parked_.on_idle([this](Ino ino) { notifier_->idle(ino); });
   services_.tree.add_listener(this);
@@ -238,6 +230,32 @@ bool Session::epoch() {
   header.len = sizeof(header);
   header.error = kNotifyIncEpoch;
   return ::write(fd_, &header, sizeof(header)) == static_cast<ssize_t>(sizeof(header));
+}
+
+void Session::met_kernel(unsigned minor) {
+  if (minor < kEpochMinor || base::fault::active("fs.no_epoch")) inodes_.remember_names();
+}
+
+void Session::named(Ino ino, Ino parent, std::string_view name) {
+  if (auto given_up = inodes_.named(ino, parent, name)) {
+    notifier_->entry(given_up->first, std::move(given_up->second));
+  }
+}
+
+// Every name that this kernel may have a wrong idea of: those it was given, and those it may believe absent.
+std::vector<Notifier::Name> Session::kernel_names() const {
+  auto names = inodes_.names();
+  for (const Ino ino : inodes_.all()) {
+    const auto dir = inodes_.node(ino);
+    if (dir == sync::kNoNode) continue;
+    services_.tree.read([&](const sync::Mirror& mirror) {
+      mirror.list(dir, 0, [&](std::uint64_t, std::string_view name, sync::NodeIndex) {
+        names.emplace_back(ino, name);
+        return true;
+      });
+    });
+  }
+  return names;
 }
 
 // ---- what entries look like

@@ -51,6 +51,7 @@ class Session final : public sync::ChangeListener,
   int fd() const { return fd_; }
   const MountOptions& options() const { return options_; }
   MountStats stats() const;
+  void met_kernel(unsigned minor);  // its FUSE protocol, 7.minor
   Notifier& notifier() { return *notifier_; }
 
   void on_changes(const sync::Changes& changes) noexcept override;
@@ -125,7 +126,10 @@ class Session final : public sync::ChangeListener,
   enum class Look { kEntry, kNegative, kWant, kError };
   Look look(Ino parent, const std::string& name, fuse_entry_param& entry, int& error, sync::NodeIndex& dir);
   bool answer_lookup(Request& request, Ino parent, const std::string& name, bool last);
-  void answer_entry(Request request, const wire::Attr& attr, const fuse_file_info* info);
+  void answer_entry(Request request, Ino parent, const std::string& name, const wire::Attr& attr,
+                    const fuse_file_info* info);
+  void named(Ino ino, Ino parent, std::string_view name);
+  std::vector<Notifier::Name> kernel_names() const;
   bool fill_dir(Request& request, Ino ino, std::size_t size, std::uint64_t offset, bool plus,
                 sync::NodeIndex& dir, int& error);
   void refresh_statfs();
@@ -134,6 +138,7 @@ class Session final : public sync::ChangeListener,
   std::optional<wire::PathCall> find(Ino ino, sync::NodeIndex& node, wire::Attr& attr) const;
   std::function<bool(wire::Op& op)> by_node(sync::NodeIndex node, const wire::NodeId& id);
   std::function<bool(wire::Op& op)> by_name(sync::NodeIndex dir, const std::string& name);
+  bool on_node(Request& request, Ino ino, sync::NodeIndex& node, Task& task);
   bool fill_op(wire::Op& op, Ino ino, sync::NodeIndex& node, wire::Attr& attr) const;
   struct Place {  // a name in a directory
     sync::NodeIndex dir = sync::kNoNode;
@@ -148,6 +153,15 @@ class Session final : public sync::ChangeListener,
   static void set_parent(sync::Mirror& mirror, sync::NodeIndex dir, const wire::Attr& attr,
                          sync::Changes& changes);
   void renamed_directory();
+  struct Seen {  // an own change of content
+    wire::Attr before, after;
+    bool foreign = false;  // somebody else changed the file too
+  };
+  static constexpr std::uint64_t kWholeFile = UINT64_MAX / 2;
+  static bool changed(const wire::Attr& before, const wire::Attr& after);
+  static bool take_content(sync::NodeIndex node, const wire::NodeId& id, const wire::OpDone& done, Seen& seen,
+                           sync::Mirror& mirror, sync::Changes& changes);
+  void wrote(Ino ino, const Seen& seen, std::uint64_t offset, std::uint64_t length);
   void note_foreign(sync::NodeIndex node, const wire::Attr& before, const wire::Attr& after);
 
   // KernelNotify

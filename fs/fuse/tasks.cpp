@@ -148,12 +148,17 @@ void Session::tell_own_kernel(const Task& task) {
   }
 }
 
+// Whether content may differ, as far as attributes tell.
+bool Session::changed(const wire::Attr& before, const wire::Attr& after) {
+  return before.size != after.size || before.mtime_ns != after.mtime_ns || before.ctime_ns != after.ctime_ns;
+}
+
 // An own operation that leaves the content alone found other content than the mirror had: somebody else
 // wrote, and this kernel hears of it nowhere else. Under the tree's lock.
 void Session::note_foreign(NodeIndex node, const wire::Attr& before, const wire::Attr& after) {
   if (!S_ISREG(after.mode) || before.ino != after.ino || before.dev != after.dev) return;
   if (before.size == after.size && before.mtime_ns == after.mtime_ns) return;
-  services_.cache.wrote(before, after, 0, UINT64_MAX / 2);
+  services_.cache.wrote(before, after, 0, kWholeFile);
   if (const Ino ino = inodes_.ino(node); ino != 0) notifier_->data(ino);  // left aside while it is busy
 }
 

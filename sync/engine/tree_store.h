@@ -79,7 +79,8 @@ class TreeStore {
   void want(NodeIndex dir, Deadline deadline, Done done);
   // Streams every loaded subtree again and applies the differences; done when the last is through.
   // Runs that are asked for while one runs are answered by one more run. A subtree whose stream rests for
-  // 20 s while the link is up is given up: the others are scanned, and the run ends with ETIMEDOUT.
+  // 20 s while the link is up, be it its first, is left out: the others are scanned, and the run ends with
+  // ETIMEDOUT.
   void rescan(Deadline deadline, Done done);
   void set_rescan_stall(std::chrono::milliseconds stall);  // other than 20 s
 

@@ -158,6 +158,12 @@ inline std::string output(std::vector<std::string> words) {
   return text;
 }
 
+// Every name below a directory, with what stat tells of it.
+inline std::string listing(const std::string& where) {
+  return output(
+      {"sh", "-c", "cd '" + where + "' && find . -printf '%p %y %s %m %n %T@ %i\\n' | LC_ALL=C sort"});
+}
+
 class Faults {
  public:
   static const char* file() { return std::getenv("NEARBOX_FAULT_FILE"); }

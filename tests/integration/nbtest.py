@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import pathlib
+import pickle
 import pwd
 import re
 import select
@@ -21,12 +22,14 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import unittest
 
 BIN = pathlib.Path(os.environ.get("NEARBOX_BIN", "build/dev/bin")).resolve()
 NEARBOX = str(BIN / "nearbox")
 AGENT = str(BIN / "nearbox-agent")
 USER = os.environ.get("NB_TEST_USER", "")
+PYTHON = shutil.which("python3", path="/usr/bin:/bin") or sys.executable  # one that the user may run
 
 
 def sanitized():
@@ -242,6 +245,32 @@ class Case(unittest.TestCase):
         if not self.owner:
             return {}
         return {"user": self.owner.pw_uid, "group": self.owner.pw_gid, "extra_groups": []}
+
+    def in_user(self, code):
+        """Runs a function of this module as the test's user; raises what it raised."""
+        if not self.owner:
+            return code()
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(read)
+            status = 1
+            try:
+                os.setgroups([])
+                os.setgid(self.owner.pw_gid)
+                os.setuid(self.owner.pw_uid)
+                with os.fdopen(write, "wb") as f:
+                    pickle.dump(code(), f)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        os.close(write)
+        with os.fdopen(read, "rb") as f:
+            data = f.read()
+        self.assertEqual(os.waitpid(pid, 0)[1], 0)
+        return pickle.loads(data)
 
     def popen(self, *args, **kw):
         kw.setdefault("env", self.env)

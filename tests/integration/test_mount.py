@@ -3,11 +3,9 @@
 import errno
 import mmap
 import os
-import pickle
 import random
 import stat
 import subprocess
-import traceback
 
 import nbtest
 from nbtest import wait_for
@@ -236,32 +234,6 @@ class Mounted(nbtest.Case):
     def setUp(self):
         super().setUp()
         self.box = self.stand_in()
-
-    def in_user(self, code):
-        """Runs a function of this module as the test's user; raises what it raised."""
-        if not self.owner:
-            return code()
-        read, write = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.close(read)
-            status = 1
-            try:
-                os.setgroups([])
-                os.setgid(self.owner.pw_gid)
-                os.setuid(self.owner.pw_uid)
-                with os.fdopen(write, "wb") as f:
-                    pickle.dump(code(), f)
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        os.close(write)
-        with os.fdopen(read, "rb") as f:
-            data = f.read()
-        self.assertEqual(os.waitpid(pid, 0)[1], 0)
-        return pickle.loads(data)
 
     def test_parity(self):
         self.mount(f"{self.box}:{self.dir}", None, "--symlinks", "raw")

@@ -29,6 +29,15 @@ Result<void> fill_attr(int fd, wire::OpDone& done) {
   return {};
 }
 
+// What a change finds. By it the client learns of a change by somebody else that the attributes afterwards
+// do not show: one of equal size right before its own.
+Result<void> fill_before(int fd, wire::OpDone& done) {
+  auto st = stat_fd(fd);
+  if (!st) return std::move(st).error();
+  done.before = make_attr(*st);
+  return {};
+}
+
 // The mtime the client showed, then the attributes. The data is in place already, so a time that
 // cannot be set (a file of another owner, an agent without root) is no failure of the write.
 Result<void> finish(int fd, const wire::Op& op, wire::OpDone& done) {
@@ -88,6 +97,7 @@ Result<void> do_write(OpContext& context, const wire::Op& op, wire::OpDone& done
   if (!fits(op.offset, op.data.size())) return base::errno_error(EFBIG, "write");
   auto file = open_data(context, op, O_WRONLY);
   if (!file) return std::move(file).error();
+  if (auto looked = fill_before(file->fd, done); !looked) return looked;
   auto result = write_at(file->fd, op.data, op.offset, done.written);
   auto finished = finish(file->fd, op, done);
   return result ? finished : result;
@@ -96,6 +106,7 @@ Result<void> do_write(OpContext& context, const wire::Op& op, wire::OpDone& done
 Result<void> do_append(OpContext& context, const wire::Op& op, wire::OpDone& done) {
   auto file = open_data(context, op, retried(op) ? O_RDWR : O_WRONLY);
   if (!file) return std::move(file).error();
+  if (auto looked = fill_before(file->fd, done); !looked) return looked;
   if (append_applied(file->fd, op)) {
     done.written = op.data.size();
     done.offset = op.offset;
@@ -128,6 +139,7 @@ Result<void> do_truncate(OpContext& context, const wire::Op& op, wire::OpDone& d
   if (op.size > kMaxOffset) return base::errno_error(EFBIG, "truncate");
   auto file = open_data(context, op, O_WRONLY);
   if (!file) return std::move(file).error();
+  if (auto looked = fill_before(file->fd, done); !looked) return looked;
   if (::ftruncate(file->fd, static_cast<off_t>(op.size)) != 0) return base::last_errno("truncate");
   return finish(file->fd, op, done);
 }
@@ -136,6 +148,7 @@ Result<void> do_fallocate(OpContext& context, const wire::Op& op, wire::OpDone& 
   if (!fits(op.offset, op.size)) return base::errno_error(EFBIG, "fallocate");
   auto file = open_data(context, op, O_WRONLY);
   if (!file) return std::move(file).error();
+  if (auto looked = fill_before(file->fd, done); !looked) return looked;
   const auto mode = static_cast<int>(op.flags);
   if (::fallocate(file->fd, mode, static_cast<off_t>(op.offset), static_cast<off_t>(op.size)) != 0) {
     return base::last_errno("fallocate");
@@ -228,10 +241,11 @@ Result<void> do_copy_range(OpContext& context, const wire::Op& op, wire::OpDone&
   if (!fits(op.offset, op.size) || !fits(op.rdev, op.size)) return base::errno_error(EFBIG, "copy");
   auto in = open_data(context, op, O_RDONLY);
   if (!in) return std::move(in).error();
-  auto place = place_in(context, op.root, op.path2, op.expect2);
+  auto place = place_in(context, op.root, op.path2, wire::NodeId{});
   if (!place) return std::move(place).error();
-  auto out = open_for_write(*place, {}, O_WRONLY);
+  auto out = open_for_write(*place, op.expect2, O_WRONLY);
   if (!out) return std::move(out).error();
+  if (auto looked = fill_before(out->fd.get(), done); !looked) return looked;
   auto result = copy_range(in->fd, out->fd.get(), op, done.written);
   auto finished = finish(out->fd.get(), op, done);
   return result ? finished : result;

@@ -198,7 +198,7 @@ void Daemon::answer(ControlConnection& connection, const nlohmann::json& message
       (void)connection.write_json({{"error", error_object(up.error())}}, Clock::now() + 5s);
       return;
     }
-    ExecSession session(engine_->link(), connection, log_);
+    ExecSession session(engine_->link(), connection, engine_->name(), log_);
     session.run(message, deadline, [this] { engine_->settle(Clock::now() + 30s); });
     return;
   }

@@ -32,6 +32,8 @@ constexpr auto kDialTimeout = 120s;   // the agent's upload over a slow line is 
 constexpr auto kRedialTimeout = 15s;  // the agent is there already
 constexpr auto kRescanEvery = 10s;    // until changes are told live
 constexpr auto kRescanDeadline = 60s;
+constexpr auto kTellDeadline =
+    5s;  // for the kernels to be told; a request that is held keeps what is its own
 constexpr std::size_t kMaxMounts = 256;
 
 // The message of calls without arguments.
@@ -55,7 +57,7 @@ fs::FuseLoopOptions loop_options() {
   return options;
 }
 
-base::Error no_remote(const std::string& dir, const base::Error& error) {
+base::Error no_remote(const std::string& sandbox, const std::string& dir, const base::Error& error) {
   switch (error.as_errno()) {
     case ENOENT:
       return api::fill_error(api::ErrorCode::kRemoteNotFound, {{"PATH", dir}});
@@ -65,7 +67,7 @@ base::Error no_remote(const std::string& dir, const base::Error& error) {
     case EPERM:
       return api::fill_error(api::ErrorCode::kRemotePermission, {{"PATH", dir}});
     default:
-      return base::Error(error).during("open " + dir + " in the sandbox");
+      return api::in_sandbox(base::Error(error).during("open " + dir + " in the sandbox"), sandbox);
   }
 }
 
@@ -196,7 +198,7 @@ base::Result<void> Engine::Impl::open_root(Deadline deadline) {
   const Waiter opened;
   tree.open_root("/", deadline, opened.completion());
   if (const int error = opened.wait(deadline); error != 0) {
-    return base::errno_error(error, "open the sandbox's root");
+    return api::in_sandbox(base::errno_error(error, "open the sandbox's root"), dialer->describe());
   }
   base::MutexLock lock(mu);
   root_open = true;
@@ -209,11 +211,11 @@ base::Result<wire::RootReply> Engine::Impl::resolve(const std::string& dir, Dead
   open.path = dir;
   if (open.path.empty()) {
     auto info = sync_call<wire::InfoReply>(*link, wire::Method::kInfo, Empty{}, deadline, Resend::kYes);
-    if (!info) return std::move(info).error().during("ask the agent");
+    if (!info) return api::in_sandbox(std::move(info).error().during("ask the agent"), dialer->describe());
     open.path = info->work_dir.empty() ? info->home : info->work_dir;
   }
   auto reply = sync_call<wire::RootReply>(*link, wire::Method::kRootOpen, open, deadline, Resend::kYes);
-  if (!reply) return no_remote(open.path, reply.error());
+  if (!reply) return no_remote(dialer->describe(), open.path, reply.error());
   if (reply->path.empty() || reply->path.front() != '/')
     return base::errno_error(EPROTO, "the agent's answer");
   return reply;
@@ -246,7 +248,7 @@ base::Result<nlohmann::json> Engine::Impl::mount(const nlohmann::json& request, 
   tree.load(path, Clock::now() + 1h, known.completion(),
             [loaded = mount.loaded](int error) { loaded->store(error); });
   if (const int error = known.wait(deadline); error != 0)
-    return no_remote(mount.dir, base::errno_error(error));
+    return no_remote(dialer->describe(), mount.dir, base::errno_error(error));
 
   fs::MountOptions options;
   options.mountpoint = mountpoint;
@@ -322,13 +324,16 @@ base::Result<bool> Engine::Impl::unmount(const std::string& mountpoint, Deadline
 int Engine::Impl::rescan(Deadline deadline) {
   const Waiter scanned;
   tree.rescan(deadline, scanned.completion());
-  const int error = scanned.wait(deadline);
+  int error = scanned.wait(deadline);
   std::vector<std::shared_ptr<fs::MountSession>> sessions;
   {
     base::MutexLock lock(mu);
     for (const auto& [point, mount] : mounts) sessions.push_back(mount.session);
   }
-  for (const auto& session : sessions) (void)session->wait_invalidated(std::min(deadline, Clock::now() + 5s));
+  const auto told = std::min(deadline, Clock::now() + kTellDeadline);
+  for (const auto& session : sessions) {
+    if (!session->wait_invalidated(told) && error == 0) error = ETIMEDOUT;
+  }
   return error;
 }
 
@@ -416,6 +421,7 @@ base::Result<void> Engine::wait_up(Deadline deadline) {
   return std::move(up).error().during(impl_->dialer->describe());  // else nothing says which sandbox
 }
 api::AgentLink& Engine::link() { return *impl_->link; }
+std::string Engine::name() const { return impl_->dialer->describe(); }
 
 base::Result<nlohmann::json> Engine::mount(const nlohmann::json& request, Deadline deadline) {
   if (auto up = wait_up(deadline); !up) return std::move(up).error();
@@ -472,7 +478,7 @@ base::Result<void> Engine::flush(Deadline deadline) {
   }
   if (mounts() == 0) return {};
   if (const int error = impl_->rescan(deadline); error != 0)
-    return base::errno_error(error, "look at the sandbox again");
+    return api::in_sandbox(base::errno_error(error, "look at the sandbox again"), name());
   return {};
 }
 

@@ -5,6 +5,7 @@
 #include <array>
 #include <fcntl.h>
 #include <filesystem>
+#include <pthread.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -208,6 +209,7 @@ void SandboxTable::expire() {
 }
 
 void SandboxTable::run(const std::stop_token& stop) noexcept {
+  pthread_setname_np(pthread_self(), "sandboxes");
   while (!stop.stop_requested()) {
     try {
       expire();

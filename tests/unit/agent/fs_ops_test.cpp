@@ -529,7 +529,11 @@ TEST_F(FsOps, CopyRange) {
   EXPECT_EQ(test::read_file(dir / "b"), "....234...");
   EXPECT_EQ(done.attr.ino, node("b").ino);
   o.size = 100;
+  o.expect2 = node("b");
   EXPECT_EQ(run(o).written, 8U);
+  o.expect2 = node("a");
+  EXPECT_EQ(error(o), ESTALE) << "another file lies at path2";
+  o.expect2 = {};
   o.path2 = "none";
   EXPECT_EQ(error(o), ENOENT);
   o.path2 = "a";

@@ -89,5 +89,24 @@ TEST(Orphans, NumberIsGivenBackWithTheLastSession) {
   EXPECT_EQ(orphans.release(6), 0u);
 }
 
+TEST(InodeTable, NamesAreRememberedWhenAskedForAndBounded) {
+  InodeTable forgetful(1);
+  EXPECT_FALSE(forgetful.named(forgetful.add(5).ino, kRootIno, "n"));
+  EXPECT_TRUE(forgetful.names().empty());
+  InodeTable table(1);
+  table.remember_names();
+  const Ino ino = table.add(5).ino;
+  for (std::size_t i = 0; i < InodeTable::kMaxNames; ++i) {
+    EXPECT_FALSE(table.named(ino, kRootIno, std::to_string(i)));
+    EXPECT_FALSE(table.named(ino, kRootIno, std::to_string(i)));  // known
+  }
+  EXPECT_EQ(table.names().size(), InodeTable::kMaxNames);
+  EXPECT_EQ(table.named(ino, kRootIno, "more"), (InodeTable::Name{kRootIno, "0"}));
+  EXPECT_EQ(table.names().size(), InodeTable::kMaxNames);
+  EXPECT_FALSE(table.named(99, kRootIno, "unknown"));
+  table.forget(ino, 1);
+  EXPECT_TRUE(table.names().empty());
+}
+
 }  // namespace
 }  // namespace nearbox::fs

@@ -237,6 +237,32 @@ TEST_F(TreeStoreTest, AWalkThatIsNotAnsweredDoesNotHoldUpTheOthers) {
   EXPECT_NE(at("a/new"), kNoNode);
 }
 
+TEST_F(TreeStoreTest, AFirstLoadThatIsNotAnsweredDoesNotHoldUpARescan) {
+  open();
+  ASSERT_EQ(load("other"), 0);
+  store->set_rescan_stall(100ms);
+  std::optional<std::pair<api::CallToken, wire::Tree>> held;
+  link.do_now([&] {
+    tree.put("other/new", S_IFREG | 0644);
+    tree.on_tree = [&](api::CallToken token, const wire::Tree& ask) {
+      if (ask.path != "a") return false;
+      held = {token, ask};
+      return true;
+    };
+  });
+  Answer known, done;
+  store->load("a", soon(), known.fn(), done.fn());
+  EXPECT_EQ(known.get(), 0);
+  EXPECT_EQ(rescan(), ETIMEDOUT);
+  EXPECT_NE(at("other/new"), kNoNode);
+  link.do_now([&] {  // the load itself was not given up
+    tree.on_tree = {};
+    tree.answer_tree(held->first, held->second);
+  });
+  EXPECT_EQ(done.get(), 0);
+  EXPECT_EQ(rescan(), 0);
+}
+
 TEST_F(TreeStoreTest, WantedDirectoriesAreHurriedInARunningLoad) {
   open();
   api::CallToken walk = 0;
