@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <filesystem>
 #include <memory>
+#include <pthread.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <utility>
@@ -117,6 +118,7 @@ void Trash::remove(const std::string& name) {
 }
 
 void Trash::run() noexcept {
+  pthread_setname_np(pthread_self(), "trash");
   using Clock = std::chrono::steady_clock;
   constexpr std::chrono::seconds kWaitStep{1};  // a lost wake-up costs time, not life
   while (true) {
