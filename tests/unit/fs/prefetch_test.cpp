@@ -58,18 +58,20 @@ class PrefetchTest : public ::testing::Test {
   ~PrefetchTest() override { cache->close(); }
 
   NodeIndex add(NodeIndex dir, const std::string& name, std::uint64_t size, bool directory = false) {
+    wire::Attr attr;
+    attr.ino = ++last_ino;
+    attr.dev = 1;
+    attr.mode = directory ? 040755 : 0100644;
+    attr.size = size;
+    attr.version = 1;
+    if (!directory) {
+      const std::lock_guard lock(mu);
+      served[attr.ino] = attr;
+    }
     return tree.write([&](sync::Mirror& m, sync::Changes& changes) {
-      wire::Attr attr;
-      attr.ino = ++last_ino;
-      attr.dev = 1;
-      attr.mode = directory ? 040755 : 0100644;
-      attr.size = size;
-      attr.version = 1;
       const auto node = m.link(dir, name, attr, {}, changes);
       if (directory) m.set_listing(node, sync::Listing::kComplete);
       m.set_listing(dir, sync::Listing::kComplete);
-      const std::lock_guard lock(mu);
-      if (!directory) served[attr.ino] = attr;
       return node;
     });
   }
@@ -155,8 +157,9 @@ class PrefetchTest : public ::testing::Test {
     const auto got = begin(node);
     ASSERT_TRUE(eventually([&] { return got->done.load(); }));
     ASSERT_EQ(got->error, 0);
+    const auto ino = attr_of(node).ino;
     const std::lock_guard lock(mu);
-    ASSERT_EQ(got->bytes, body(served[attr_of(node).ino]));
+    ASSERT_EQ(got->bytes, body(served[ino]));
   }
   bool within_budget() {
     const auto stats = prefetch->stats();
