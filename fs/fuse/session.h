@@ -88,8 +88,9 @@ class Session final : public sync::ChangeListener,
   // One or more operations for one request, and what their acknowledgement means.
   struct Task {
     std::vector<wire::Op> ops;
-    std::vector<sync::NodeIndex> dirs;               // entries change: begin_operation() on each
-    std::vector<sync::NodeIndex> nodes;              // pinned until the fate is known
+    std::vector<sync::NodeIndex> dirs;  // entries change
+    std::vector<sync::NodeIndex>
+        nodes;  // they change; both with begin_operation(), pinned until the fate is known
     std::vector<std::pair<Ino, std::string>> names;  // made, removed or moved, by their directories
     Ino busy1 = 0, busy2 = 0;
     // Brings op i's result into the mirror (under its lock).

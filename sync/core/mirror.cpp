@@ -147,14 +147,14 @@ void Mirror::set_listing(NodeIndex dir, Listing listing, int error) {
 }
 
 void Mirror::apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& changes,
-                         const std::function<bool(NodeIndex dir)>& skip, std::uint64_t scan) {
+                         const std::function<bool(NodeIndex node)>& skip, std::uint64_t scan) {
   const auto dir = walk(base, block.path);
   if (!impl_->is_dir(dir) || !impl_->alive(dir)) return;
   const auto was = impl_->attr(dir);
   const bool has_attr = block.attr.ino != 0;  // a directory that could not be looked at has none
   if (has_attr && (was.ino != block.attr.ino || was.dev != block.attr.dev)) return;
   const bool frozen = skip && skip(dir);
-  if (has_attr && (!frozen || block.attr.ctime_ns >= was.ctime_ns)) set_attr(dir, block.attr, changes);
+  if (has_attr && (!frozen || block.attr.ctime_ns > was.ctime_ns)) set_attr(dir, block.attr, changes);
   if ((block.flags & wire::kTreeNotExpanded) != 0) return;
   const auto key = std::make_pair(scan, dir);
   if ((block.flags & wire::kTreeFailed) != 0) {
@@ -167,8 +167,15 @@ void Mirror::apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& 
     seen.swap(found->second);
   impl_->quiet_dir = dir;
   impl_->quiet_dir_changed = false;
+  const auto kept = [&](const wire::TreeEntry& entry) {
+    if (frozen || !skip) return frozen;
+    const auto node = lookup(dir, entry.name);
+    if (node == kNoNode || impl_->is_dir(node)) return false;
+    const auto known = impl_->attr(node);
+    return known.ino == entry.attr.ino && known.dev == entry.attr.dev && skip(node);
+  };
   for (const auto& entry : block.entries) {
-    if (const auto cookie = impl_->apply_entry(dir, entry, frozen, changes); cookie != 0)
+    if (const auto cookie = impl_->apply_entry(dir, entry, kept(entry), changes); cookie != 0)
       seen.push_back(cookie);
   }
   const bool full = impl_->dentries.used() >= kMaxNames;

@@ -103,10 +103,11 @@ class Mirror {
   // directory, names it did not contain are removed. Blocks of a directory whose parents are not
   // known are dropped (the next scan brings them). Directories for which `skip` says true keep their
   // present entries (own operations are pending there): none is removed or led elsewhere, attributes
-  // go forward by ctime only, and names are added only while the listing is not yet complete.
+  // go forward by ctime only, and names are added only while the listing is not yet complete. So do the
+  // attributes of other entries for which it says true.
   // `scan` tells streams apart that may hold parts of the same directory at the same time.
   void apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& changes,
-                   const std::function<bool(NodeIndex dir)>& skip = {}, std::uint64_t scan = 0);
+                   const std::function<bool(NodeIndex node)>& skip = {}, std::uint64_t scan = 0);
   // Forgets the unfinished directories of a stream that ended early.
   void end_scan(std::uint64_t scan);
 

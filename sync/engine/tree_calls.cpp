@@ -238,12 +238,12 @@ void TreeStore::Impl::walk_ended(const WalkPtr& one, int error, wire::ByteView p
 
 // One slice: the tree's lock is held for the blocks of at most 64 KiB, or for one block.
 void TreeStore::Impl::apply(Walk& one, const std::vector<wire::TreeBlock>& blocks) {
-  const auto skip = [&](NodeIndex dir) {
-    const bool keep = frozen(dir, one.began);
-    if (keep) one.skipped.insert(dir);
-    return keep;
-  };
   store.write([&](Mirror& mirror, Changes& changes) {
+    const auto skip = [&](NodeIndex node) {
+      const bool keep = frozen(node, one.began);
+      if (keep && S_ISDIR(mirror.attr(node).mode)) one.skipped.insert(node);
+      return keep;
+    };
     for (const auto& block : blocks) mirror.apply_block(Mirror::kRoot, block, changes, skip, one.scan);
   });
   resolve_waiters();
@@ -256,10 +256,10 @@ std::uint64_t TreeStore::Impl::op_now() {
   return op_epoch;
 }
 
-// The agent may have looked at the directory before an operation that is done, or will be.
-bool TreeStore::Impl::frozen(NodeIndex dir, std::uint64_t began) {
+// The agent may have looked at it before an operation that is done, or will be.
+bool TreeStore::Impl::frozen(NodeIndex node, std::uint64_t began) {
   base::MutexLock lock(ops_mu);
-  const auto found = operations.find(dir);
+  const auto found = operations.find(node);
   return found != operations.end() && (found->second.under_way > 0 || found->second.touched > began);
 }
 

@@ -84,12 +84,12 @@ class TreeStore {
   void rescan(Deadline deadline, Done done);
   void set_rescan_stall(std::chrono::milliseconds stall);  // other than 20 s
 
-  // Directories with own operations under way keep their entries in a rescan: see apply_block().
-  // The counter is per directory; begin before the operation is sent, end after it was applied here.
-  // A directory touched since the agent began to walk keeps its entries too (the walk may have been
+  // Directories with own operations under way keep their entries in a rescan, files their attributes: see
+  // apply_block(). The counter is per node; begin before the operation is sent, end after it was applied
+  // here. A directory touched since the agent began to walk keeps its entries too (the walk may have been
   // there before the operation) and is listed alone soon after.
-  void begin_operation(NodeIndex dir);
-  void end_operation(NodeIndex dir);
+  void begin_operation(NodeIndex node);
+  void end_operation(NodeIndex node);
 
   void add_listener(ChangeListener* listener);
   void remove_listener(ChangeListener* listener);  // no call is running when it returns

@@ -158,7 +158,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   void walk_ended(const WalkPtr& one, int error, wire::ByteView payload);
   void apply(Walk& one, const std::vector<wire::TreeBlock>& blocks);
   std::uint64_t op_now() EXCLUDES(ops_mu);
-  bool frozen(NodeIndex dir, std::uint64_t began) EXCLUDES(ops_mu);
+  bool frozen(NodeIndex node, std::uint64_t began) EXCLUDES(ops_mu);
   void walk_begins(Walk& one) EXCLUDES(ops_mu);
   void walk_is_over(const Walk& one) EXCLUDES(ops_mu);
 
