@@ -20,6 +20,11 @@ if(NEARBOX_SANITIZE)
   target_compile_options(nearbox_options INTERFACE -fsanitize=${NEARBOX_SANITIZE} -fno-omit-frame-pointer
                                                    -fno-sanitize-recover=all)
   target_link_options(nearbox_options INTERFACE -fsanitize=${NEARBOX_SANITIZE})
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NEARBOX_SANITIZE MATCHES "address")
+    target_compile_definitions(nearbox_options INTERFACE _GLIBCXX_ASSERTIONS=1)
+    # As shared libraries libasan and libubsan share half of what they keep, and UBSan's log_path is in the other.
+    target_link_options(nearbox_options INTERFACE -static-libasan -static-libubsan)
+  endif()
 endif()
 
 # nearbox_library(name SOURCES … PUBLIC libs … PRIVATE libs …): one layer, one target.

@@ -37,7 +37,7 @@ enum class Lane : std::uint8_t { kSmall, kBulk };
 
 struct CallOptions {
   std::chrono::steady_clock::time_point deadline;  // the call ends with ETIMEDOUT then, link or no link
-  bool no_deadline = false;                        // for kSubscribe and kProcAttach alone
+  bool no_deadline = false;  // for calls that last as long as what they follow: kSubscribe, kProcAttach
   Lane lane = Lane::kSmall;
   std::uint32_t credit = 1024 * 1024;  // bytes the agent may send ahead
   bool manual_credit = false;  // true: the sink's owner calls grant(); else each chunk is granted again

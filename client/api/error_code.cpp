@@ -191,6 +191,24 @@ ErrorCode error_code_of(const base::Error& error) {
   return is_errno ? code_of_errno(error.code.value()) : kInternal;
 }
 
+base::Error in_sandbox(base::Error plain, std::string_view sandbox) {
+  if (plain.code.category() == nearbox_category()) return plain;
+  const base::Error error(std::move(plain).during(sandbox));
+  switch (error_code_of(error)) {
+    case kLocalNotFound:
+      return make_error(kRemoteNotFound, error.message());
+    case kLocalNotDirectory:
+      return make_error(kRemoteNotDirectory, error.message());
+    case kLocalNoSpace:
+      return make_error(kRemoteNoSpace, error.message());
+    case kFileUnreadable:
+      if (error.as_errno() == EIO) return error;
+      return make_error(kRemotePermission, error.message());
+    default:
+      return error;
+  }
+}
+
 bool is(const base::Error& error, ErrorCode code) { return error.code == make_error_code(code); }
 
 std::string error_text(const base::Error& error) {

@@ -84,6 +84,9 @@ base::Error fill_error(ErrorCode code, Filling filling = {});
 // answer in time: timeout.request, …; what has no near one is `internal`).
 ErrorCode error_code_of(const base::Error& error);
 bool is(const base::Error& error, ErrorCode code);
+// An errno that came from the sandbox's side of the link, with the sandbox's name in its text: what
+// error_code_of() would take for a local file's is one of the sandbox's. Errors with a code stay as they are.
+base::Error in_sandbox(base::Error error, std::string_view sandbox);
 
 // The text a person reads after "nearbox: ".
 std::string error_text(const base::Error& error);

@@ -270,7 +270,7 @@ void LinkCore::note(wire::Method method, wire::Bytes payload, api::Lane lane) {
   std::uint64_t nonce = 0;
   if (method == wire::Method::kConfirm) {
     if (auto confirm = wire::decode<wire::Confirm>(payload)) {
-      while (nonce == 0) nonce = random_u64();
+      nonce = nonces_.make(random_u64());
       confirm->nonce = nonce;
       payload = wire::encode(*confirm);
     }

@@ -32,7 +32,11 @@ class NonceHistory {
   bool accepts(std::uint64_t nonce) const {
     return std::any_of(sent_.begin(), sent_.end(), [&](const Sent& s) { return s.nonce == nonce; });
   }
+  // A nonce above all that were made before, so that the agent can tell an older one that came late;
+  // its low bits are random.
+  std::uint64_t make(std::uint64_t random) { return ++made_ << kRandomBits | random >> (64 - kRandomBits); }
   static constexpr std::size_t kMaxUnproven = 64;
+  static constexpr unsigned kRandomBits = 24;  // the rest counts: 2^40 confirms
 
  private:
   struct Sent {
@@ -41,6 +45,7 @@ class NonceHistory {
     std::uint64_t ping;
   };
   std::deque<Sent> sent_{Sent{0, nullptr, 0}};
+  std::uint64_t made_ = 0;  // never starts again: a session may go on at an agent that knows older ones
 };
 
 }  // namespace nearbox::channel

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <sys/random.h>
+#include <utility>
 
 namespace nearbox::channel {
 namespace {
@@ -180,24 +181,33 @@ void WsCarrier::take(const WsParser::Event& event) {
   switch (event.kind) {
     case WsParser::Event::Kind::kData:
       data_ = event.payload;
+      controls_ = 0;
       return;
     case WsParser::Event::Kind::kPing: {
       base::MutexLock lock(mu_);
       pong_.emplace(event.payload.begin(), event.payload.end());
+      ++controls_;
       return;
     }
     case WsParser::Event::Kind::kClose:
       closed_ = true;
       return;
     case WsParser::Event::Kind::kPong:
+      ++controls_;
+      return;
     case WsParser::Event::Kind::kNeedMore:
       return;
   }
 }
 
 base::Result<std::size_t> WsCarrier::read(std::span<std::byte> into, Deadline deadline) {
+  bool waited = false;
   while (data_.empty() && !closed_) {
     if (begin_ == end_) {
+      // The carrier below only waits when it has nothing: pings and empty frames could keep us here.
+      if (std::exchange(waited, true) && std::chrono::steady_clock::now() >= deadline) {
+        return base::errno_error(ETIMEDOUT, "websocket: no data");
+      }
       auto got = below_->read(buffer_, deadline);
       if (!got) return std::move(got).error();
       if (*got == 0) {
@@ -210,6 +220,7 @@ base::Result<std::size_t> WsCarrier::read(std::span<std::byte> into, Deadline de
     auto event = parser_.step(std::span(buffer_).subspan(begin_, end_ - begin_));
     if (!event) return std::move(event).error();
     take(*event);
+    if (controls_ > kMaxWsControlRun) return broken("too many control frames without data");
   }
   const auto size = std::min(into.size(), data_.size());
   if (size > 0) std::memcpy(into.data(), data_.data(), size);

@@ -17,6 +17,9 @@ namespace nearbox::channel {
 
 inline constexpr std::size_t kMaxWsPayload = 1024 * 1024;  // of one frame received
 inline constexpr std::size_t kMaxWsControl = 125;          // RFC 6455 section 5.5
+// Control frames taken without data between them: a peer that pings once a second fills it in minutes
+// of silence, which the channel's own heartbeat does not let pass.
+inline constexpr std::size_t kMaxWsControlRun = 256;
 
 enum class WsRole : std::uint8_t { kClient, kServer };  // a client masks what it sends
 
@@ -88,7 +91,8 @@ class WsParser {
 // Owns:    the carrier below.
 // Threads: as Carrier. A ping is answered with the next write(), which the channel's own heartbeat
 //          brings within ping_after: so the reader never writes, and no lock is held while writing.
-// Errors:  as Carrier; EPROTO for what WsParser refuses; read() gives 0 after a close frame.
+// Errors:  as Carrier; EPROTO for what WsParser refuses and for kMaxWsControlRun control frames in a row;
+//          read() gives 0 after a close frame. Frames without data do not prolong its deadline.
 class WsCarrier final : public Carrier {
  public:
   // `early`: bytes of the other end that were read behind the upgrade's head.
@@ -113,7 +117,8 @@ class WsCarrier final : public Carrier {
   wire::Bytes buffer_;
   std::size_t begin_ = 0;
   std::size_t end_ = 0;
-  wire::ByteView data_;  // in buffer_: not handed on yet
+  wire::ByteView data_;       // in buffer_: not handed on yet
+  std::size_t controls_ = 0;  // since the last data
   bool closed_ = false;
 
   // Writer.

@@ -60,6 +60,7 @@ void BlockCache::Impl::read(sync::NodeIndex node, const wire::Attr& attr, std::u
         ++stats_.misses;
         held->waiters.push_back(std::move(waiter));
         plan_waiter_locked(held, offset, length);
+        wait_with_patience_locked(held, step);
       }
       read_ahead_locked(held, offset, length);
       pump_locked(step);
@@ -193,6 +194,7 @@ void BlockCache::Impl::pump_locked(Step& step) {
 
 void BlockCache::Impl::run(Step& step) {
   for (const auto& fetch : step.start) launch(fetch);
+  for (const auto& fetch : step.patience) be_patient(fetch);
   for (auto& [done, data] : step.done) done(std::move(data));
 }
 
@@ -301,6 +303,10 @@ void BlockCache::wrote(const wire::Attr& before, const wire::Attr& after, std::u
   impl_->wrote(before, after, offset, length);
 }
 void BlockCache::forget() { impl_->forget(); }
+
+std::uint64_t BlockCache::prefetch(const std::vector<Wanted>& files, std::function<void()> ended) {
+  return impl_->prefetch(files, std::move(ended));
+}
 BlockCacheStats BlockCache::stats() const { return impl_->stats(); }
 void BlockCache::close() { impl_->close(); }
 

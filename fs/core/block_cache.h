@@ -22,6 +22,7 @@ struct BlockCacheOptions {
   std::uint64_t max_ahead_bytes = 16ull * 1024 * 1024;  // beyond the last byte asked for
   std::size_t max_fetches = 8192;                       // calls in flight; half of what the link takes
   std::size_t max_file_fetches = 24;                    // the same for one file
+  std::chrono::milliseconds prefetch_patience{50};      // and two round trips: then a reader asks by itself
   std::size_t max_ahead_fetches = 256;  // read-ahead is left out while more calls than this are in flight
   std::chrono::milliseconds deadline = std::chrono::seconds(30);  // of one fetch, and of one read
 };
@@ -80,6 +81,13 @@ class BlockCache {
   // The caller keeps `node` pinned until done runs.
   void read(sync::NodeIndex node, const wire::Attr& attr, std::uint64_t offset, std::size_t length,
             Done done);
+  // Fetches small files whole, in one call, before somebody asks for them; what is here or on the way is
+  // left out. Returns the bytes left out. `ended` runs once, on a link thread, unless all was left out.
+  struct Wanted {
+    sync::NodeIndex node = sync::kNoNode;
+    wire::Attr attr;
+  };
+  std::uint64_t prefetch(const std::vector<Wanted>& files, std::function<void()> ended);
   // An own write took the file from `before` to `after`: what it did not touch stays cached when the
   // agent's change counter shows that nobody else wrote.
   void wrote(const wire::Attr& before, const wire::Attr& after, std::uint64_t offset, std::uint64_t length);

@@ -48,8 +48,22 @@ struct Fetch {
   wire::Bytes building;  // of the block that holds `position`
   wire::PathCall at;
   int retries = 0;
+  bool prefetch = false;   // a part of a Batch
+  bool impatient = false;  // somebody waits for it, and a timer runs
 };
 using FetchPtr = std::shared_ptr<Fetch>;
+
+// One call that fetches small files before they are asked for: a Fetch of each, never started by itself.
+struct Batch {
+  std::vector<FetchPtr> fetches;  // null: done with
+  std::vector<wire::ReadManyItem> items;
+  std::uint32_t root = 0;
+  std::uint64_t bytes = 0;
+  wire::Bytes partial;  // of a record that has not wholly come
+  bool broken = false;
+  std::function<void()> ended;
+};
+using BatchPtr = std::shared_ptr<Batch>;
 
 // One read that lacks blocks.
 struct Waiter {
@@ -107,10 +121,15 @@ class BlockCache::Impl : public std::enable_shared_from_this<BlockCache::Impl> {
   void ended(const cache::FetchPtr& fetch, int error, wire::ByteView payload);
   wire::Bytes request(const cache::FetchPtr& fetch) const;
 
+  std::uint64_t prefetch(const std::vector<Wanted>& files, std::function<void()> ended);
+  void take(const cache::BatchPtr& batch, wire::ByteView bytes);
+  void ended(const cache::BatchPtr& batch, int error);
+
  private:
   struct Step {  // what is to be done once the lock is gone
     std::vector<std::pair<Done, Data>> done;
     std::vector<cache::FetchPtr> start;
+    std::vector<cache::FetchPtr> patience;  // prefetches that somebody waits for now
   };
 
   std::uint64_t block_of(std::uint64_t offset) const { return offset / options_.block_bytes; }
@@ -122,6 +141,12 @@ class BlockCache::Impl : public std::enable_shared_from_this<BlockCache::Impl> {
   void read_ahead_locked(const cache::FilePtr& file, std::uint64_t offset, std::size_t length) REQUIRES(mu_);
   void pump_locked(Step& step) REQUIRES(mu_);
   void ring_locked(const cache::FilePtr& file) REQUIRES(mu_);
+  cache::FetchPtr begin_prefetch_locked(const Wanted& wanted) REQUIRES(mu_);
+  void take_record_locked(cache::Batch& batch, wire::ReadManyRecord&& record, Step& step) REQUIRES(mu_);
+  void drop_locked(const cache::FetchPtr& fetch, int error, Step& step) REQUIRES(mu_);
+  void wait_with_patience_locked(const cache::FilePtr& file, Step& step) REQUIRES(mu_);
+  void be_patient(const cache::FetchPtr& fetch);
+  void lose_patience(const cache::FetchPtr& fetch);
   void commit_locked(cache::Fetch& fetch, Step& step) REQUIRES(mu_);
   void feed_locked(cache::File& file, std::uint64_t generation, std::uint64_t number, const Block& block,
                    Step& step) REQUIRES(mu_);
@@ -133,6 +158,8 @@ class BlockCache::Impl : public std::enable_shared_from_this<BlockCache::Impl> {
   void tidy_locked(const cache::FilePtr& file) REQUIRES(mu_);
   Data assemble(const cache::Waiter& waiter) const;
   void run(Step& step);
+  // Where its file was seen last, which every reader says anew; nothing once the cache is closed.
+  std::optional<sync::NodeIndex> node_of(const cache::Fetch& fetch) const;
   void launch(const cache::FetchPtr& fetch);
   bool worth_retrying_locked(const cache::Fetch& fetch, int error) const REQUIRES(mu_);
   void retry(const cache::FetchPtr& fetch, int error);

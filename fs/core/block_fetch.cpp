@@ -52,12 +52,16 @@ wire::Bytes BlockCache::Impl::request(const FetchPtr& fetch) const {
   return wire::encode(message);
 }
 
+std::optional<sync::NodeIndex> BlockCache::Impl::node_of(const Fetch& fetch) const {
+  MutexLock lock(mu_);
+  if (closed_) return std::nullopt;
+  return fetch.file->node;
+}
+
 void BlockCache::Impl::launch(const FetchPtr& fetch) {
-  {
-    MutexLock lock(mu_);
-    if (closed_) return;  // its readers were answered; what the hooks use may be gone
-  }
-  const auto at = hooks_.locate(fetch->file->node, fetch->file->id);
+  const auto node = node_of(*fetch);
+  if (!node) return;
+  const auto at = hooks_.locate(*node, fetch->file->id);
   if (!at) return ended(fetch, ESTALE, {});
   {
     MutexLock lock(mu_);
@@ -98,7 +102,8 @@ void BlockCache::Impl::commit_locked(Fetch& fetch, Step& step) {
   auto block = std::make_shared<const wire::Bytes>(std::move(fetch.building));
   fetch.building = {};
   if (fetch.generation == file.generation && !closed_) {
-    file.pending.erase(number);
+    const auto pending = file.pending.find(number);
+    if (pending != file.pending.end() && pending->second.get() == &fetch) file.pending.erase(pending);
     store_locked(file, number, block);
   }
   feed_locked(file, fetch.generation, number, block, step);
@@ -166,7 +171,7 @@ void BlockCache::Impl::ended(const FetchPtr& fetch, int error, wire::ByteView pa
     }
   }
   if (error != 0) return retry(fetch, error);
-  if (changed) hooks_.changed(fetch->file->node, reply->attr);
+  if (const auto node = changed ? node_of(*fetch) : std::nullopt) hooks_.changed(*node, reply->attr);
   run(step);
 }
 
@@ -197,11 +202,9 @@ void BlockCache::Impl::retry(const FetchPtr& fetch, int error) {
 }
 
 void BlockCache::Impl::look_again(const FetchPtr& fetch, int error) {
-  {
-    MutexLock lock(mu_);
-    if (closed_) return;
-  }
-  hooks_.refresh(fetch->file->node, [self = shared_from_this(), fetch, error] {
+  const auto node = node_of(*fetch);
+  if (!node) return;
+  hooks_.refresh(*node, [self = shared_from_this(), fetch, error] {
     if (error != ECONNRESET || self->unchanged(*fetch)) return self->launch(fetch);
     {
       MutexLock lock(self->mu_);
@@ -213,12 +216,9 @@ void BlockCache::Impl::look_again(const FetchPtr& fetch, int error) {
 
 // The tree still shows what the fetch began with.
 bool BlockCache::Impl::unchanged(const Fetch& fetch) const {
-  {
-    MutexLock lock(mu_);
-    if (closed_) return true;  // launch() leaves it
-  }
-  if (!hooks_.attr) return true;
-  const auto attr = hooks_.attr(fetch.file->node);
+  const auto node = node_of(fetch);
+  if (!node || !hooks_.attr) return true;  // closed: launch() leaves it
+  const auto attr = hooks_.attr(*node);
   return wire::NodeId{attr.dev, attr.ino} == fetch.file->id && fetch.stamp == Stamp(attr);
 }
 

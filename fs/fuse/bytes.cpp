@@ -42,6 +42,21 @@ bool Session::fill_op(wire::Op& op, Ino ino, NodeIndex& node, wire::Attr& attr) 
   return true;
 }
 
+// A task of one operation on one inode, whose kind the caller fills in. False: answered, the node is gone.
+bool Session::on_node(Request& request, Ino ino, NodeIndex& node, Task& task) {
+  wire::Op op;
+  wire::Attr attr;
+  if (!fill_op(op, ino, node, attr)) {
+    request.error(ESTALE);
+    return false;
+  }
+  task.ops.push_back(std::move(op));
+  task.nodes = {node};
+  task.busy1 = ino;
+  task.locate = by_node(node, {attr.dev, attr.ino});
+  return true;
+}
+
 // ---- reading
 
 void Session::read(Request request, Ino ino, std::size_t size, std::uint64_t offset, bool proved) {
@@ -61,6 +76,7 @@ void Session::read(Request request, Ino ino, std::size_t size, std::uint64_t off
   if (!proved && prove_first(request, node, again)) return;
   const auto id = park(std::move(request), ino);
   if (id == 0) return;
+  const bool begins = offset == 0 && S_ISREG(attr.mode) && services_.prefetch != nullptr;
   services_.cache.read(node, attr, offset, size, [self = shared_from_this(), id](BlockCache::Data&& data) {
     auto waiting = self->parked_.take(id);
     if (!waiting) return;
@@ -78,6 +94,7 @@ void Session::read(Request request, Ino ino, std::size_t size, std::uint64_t off
     self->bytes_read_.fetch_add(data.size, std::memory_order_relaxed);
     parts.empty() ? waiting->buffer(nullptr, 0) : waiting->pieces(parts);
   });
+  if (begins) services_.prefetch->on_read(node, attr);
 }
 
 // ---- writing
@@ -103,27 +120,19 @@ void Session::wrote(Ino ino, const Seen& seen, std::uint64_t offset, std::uint64
 }
 
 void Session::write(Request request, Ino ino, wire::Bytes data, std::uint64_t offset, bool append) {
-  wire::Op op;
-  Task task;
-  NodeIndex node = kNoNode;
-  wire::Attr attr;
   if (data.size() > wire::kMaxWriteBytes || offset > INT64_MAX - data.size()) {
     request.error(EFBIG);
     return;
   }
-  if (!fill_op(op, ino, node, attr)) {
-    request.error(ESTALE);
-    return;
-  }
+  NodeIndex node = kNoNode;
+  Task task;
+  if (!on_node(request, ino, node, task)) return;
+  wire::Op& op = task.ops.front();
   op.kind = append ? wire::OpKind::kAppend : wire::OpKind::kWrite;
   op.offset = offset;
   const std::size_t length = data.size();
   op.data = std::move(data);
   const wire::NodeId id = op.expect;
-  task.ops.push_back(std::move(op));
-  task.nodes = {node};
-  task.busy1 = ino;
-  task.locate = by_node(node, {attr.dev, attr.ino});
   auto seen = std::make_shared<Seen>();
   task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
     if (!take_content(node, id, done, *seen, mirror, changes)) return;
@@ -144,42 +153,25 @@ void Session::write(Request request, Ino ino, wire::Bytes data, std::uint64_t of
 }
 
 void Session::fsync(Request request, Ino ino, bool data_only) {
-  wire::Op op;
-  Task task;
   NodeIndex node = kNoNode;
-  wire::Attr attr;
-  if (!fill_op(op, ino, node, attr)) {
-    request.error(ESTALE);
-    return;
-  }
-  op.kind = wire::OpKind::kFsync;
-  op.flags = data_only ? 1 : 0;
-  task.ops.push_back(std::move(op));
-  task.nodes = {node};
-  task.busy1 = ino;
-  task.locate = by_node(node, {attr.dev, attr.ino});
+  Task task;
+  if (!on_node(request, ino, node, task)) return;
+  task.ops.front().kind = wire::OpKind::kFsync;
+  task.ops.front().flags = data_only ? 1 : 0;
   task.answer = [](Request waiting, const wire::OpDone&) { waiting.error(0); };
   run(std::move(request), std::move(task));
 }
 
 void Session::fallocate(Request request, Ino ino, int mode, std::uint64_t offset, std::uint64_t length) {
-  wire::Op op;
-  Task task;
   NodeIndex node = kNoNode;
-  wire::Attr attr;
-  if (!fill_op(op, ino, node, attr)) {
-    request.error(ESTALE);
-    return;
-  }
+  Task task;
+  if (!on_node(request, ino, node, task)) return;
+  wire::Op& op = task.ops.front();
   op.kind = wire::OpKind::kFallocate;
   op.flags = static_cast<std::uint32_t>(mode);
   op.offset = offset;
   op.size = length;
   const wire::NodeId id = op.expect;
-  task.ops.push_back(std::move(op));
-  task.nodes = {node};
-  task.busy1 = ino;
-  task.locate = by_node(node, {attr.dev, attr.ino});
   auto seen = std::make_shared<Seen>();
   task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
     (void)take_content(node, id, done, *seen, mirror, changes);

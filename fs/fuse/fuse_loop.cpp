@@ -224,7 +224,8 @@ void MountSession::Impl::detach(bool lazy, Clock::time_point deadline, base::Res
   base::Mutex mu;
   base::CondVar ready;
   bool done = false;
-  std::jthread runner([&] {
+  std::jthread runner([&]() noexcept {
+    pthread_setname_np(pthread_self(), "fuse-umount");
     auto outcome = point->unmount(lazy, deadline);
     MutexLock lock(mu);
     result = std::move(outcome);
@@ -333,6 +334,7 @@ base::Result<std::unique_ptr<MountSession>> FuseLoop::mount(const MountOptions& 
   if (auto ok = impl->session->start((*point)->take_fd()); !ok) return std::move(ok).error();
   impl->entry = core_->add(impl->session);
   impl->point = std::move(*point);
+  impl->point->settle();
   if (!options.watchdog_program.empty() && !base::fault::active("fs.no_watchdog")) {
     auto dog = Watchdog::start(options.watchdog_program, shown.mountpoint, impl->point->minor());
     if (dog) {

@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include <utility>
 
+#include "client/base/fault.h"
 #include "client/base/unique_fd.h"
 
 extern char** environ;  // NOLINT(readability-redundant-declaration)
@@ -21,31 +22,11 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::seconds kReapDeadline{1};  // after SIGKILL
+constexpr int kLookMs = 10;                       // between two looks at a child that has no pidfd
 
 int left_ms(Clock::time_point deadline) {
   const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
   return static_cast<int>(std::clamp<long>(left, 0, 60'000));
-}
-
-// Waits for a child through a pidfd. False: it runs on.
-bool wait_child(pid_t pid, Clock::time_point deadline, int& status) {
-  const base::UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
-  if (pidfd) {
-    pollfd wait{pidfd.get(), POLLIN, 0};
-    while (true) {
-      const int n = ::poll(&wait, 1, left_ms(deadline));
-      if (n > 0) break;
-      if (n == 0) return false;
-      if (errno != EINTR) return false;
-    }
-  }
-  int raw = 0;
-  pid_t got = 0;
-  do {
-    got = ::waitpid(pid, &raw, 0);
-  } while (got < 0 && errno == EINTR);
-  status = got < 0 ? -1 : WIFEXITED(raw) ? WEXITSTATUS(raw) : 128 + WTERMSIG(raw);
-  return true;
 }
 
 std::vector<char*> pointers(std::vector<std::string>& strings) {
@@ -77,6 +58,23 @@ std::string drain(int fd, Clock::time_point deadline) {
 }
 
 }  // namespace
+
+bool wait_child(pid_t pid, Clock::time_point deadline, int& status) {
+  const bool no_pidfd = base::fault::active("fs.no_pidfd");
+  const base::UniqueFd pidfd(no_pidfd ? -1 : static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  pollfd wait{pidfd.get(), POLLIN, 0};
+  while (true) {
+    int raw = 0;
+    const pid_t got = ::waitpid(pid, &raw, WNOHANG);
+    if (got == pid) status = WIFEXITED(raw) ? WEXITSTATUS(raw) : 128 + WTERMSIG(raw);
+    if (got < 0 && errno != EINTR) status = -1;
+    if (got == pid || (got < 0 && errno != EINTR)) return true;
+    const int left = left_ms(deadline);
+    if (left == 0 && Clock::now() >= deadline) return false;
+    // Without a descriptor to wait on it is looked at again and again.
+    (void)::poll(&wait, pidfd ? 1 : 0, pidfd ? left : std::min(left, kLookMs));
+  }
+}
 
 base::Result<HelperOutcome> run_helper(const HelperRun& run, Clock::time_point deadline) {
   int ends[2];

@@ -22,6 +22,9 @@ struct HelperOutcome {
 };
 inline constexpr std::size_t kMaxHelperText = 4096;
 
+// Waits for a child of ours to end, and reaps it: its exit code, or 128 + signal. False: it runs on.
+bool wait_child(pid_t pid, std::chrono::steady_clock::time_point deadline, int& status);
+
 // Errors: ENOENT no such program; ETIMEDOUT: it was killed at the deadline.
 base::Result<HelperOutcome> run_helper(const HelperRun& run, std::chrono::steady_clock::time_point deadline);
 

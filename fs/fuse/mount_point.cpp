@@ -30,6 +30,7 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::seconds kMountDeadline{15};
 constexpr std::chrono::seconds kProbeDeadline{3};  // does a mount that is there already answer?
 constexpr std::chrono::seconds kCleanDeadline{5};
+constexpr int kMaxRootLooks = 1000;
 constexpr const char* kFuseDevice = "/dev/fuse";
 
 // Octal escapes of mountinfo: space, tab, newline, backslash.
@@ -251,6 +252,26 @@ base::Result<void> MountPoint::unmount(bool lazy, Deadline deadline) {
   return unmount_path(path_, lazy, deadline);
 }
 
+void MountPoint::settle() {
+  const auto mode_of = [this](int flags) -> std::optional<std::uint16_t> {
+    struct statx st {};
+    if (::statx(AT_FDCWD, path_.c_str(), AT_SYMLINK_NOFOLLOW | flags, STATX_MODE, &st) != 0)
+      return std::nullopt;
+    return st.stx_mode;
+  };
+  const auto look = [&mode_of] {
+    for (int i = 0; i < kMaxRootLooks; ++i) {
+      const auto told = mode_of(0);
+      const auto kept = mode_of(AT_STATX_DONT_SYNC);
+      if (!told || !kept) return 1;
+      if (*told == *kept) return 0;
+    }
+    return 2;
+  };
+  const int status = run_child(look, Clock::now() + kProbeDeadline);
+  if (status != 0) log_.warn("mount step=settle path=" + path_ + " status=" + std::to_string(status));
+}
+
 bool MountPoint::abort() {
   const std::string file = "/sys/fs/fuse/connections/" + std::to_string(minor_) + "/abort";
   const base::UniqueFd fd(::open(file.c_str(), O_WRONLY | O_CLOEXEC));
@@ -259,8 +280,11 @@ bool MountPoint::abort() {
 
 base::Result<void> unmount_path(const std::string& path, bool lazy, MountPoint::Deadline deadline) {
   if (::geteuid() == 0) {
-    if (::umount2(path.c_str(), UMOUNT_NOFOLLOW | (lazy ? MNT_DETACH : 0)) == 0) return {};
-    return base::last_errno("unmount " + path);
+    // In a child: umount(2) may wait for write-out that waits for the agent.
+    const int flags = UMOUNT_NOFOLLOW | (lazy ? MNT_DETACH : 0);
+    const int error = run_child([&] { return ::umount2(path.c_str(), flags) == 0 ? 0 : errno; }, deadline);
+    if (error == 0) return {};
+    return base::errno_error(error < 0 ? ETIMEDOUT : error, "unmount " + path);
   }
   HelperRun run;
   run.argv = {"fusermount3", lazy ? "-uz" : "-u", "--", path};

@@ -48,6 +48,10 @@ class MountPoint {
   const std::string& path() const { return path_; }
   unsigned minor() const { return minor_; }
   bool mounted() const;
+  // Waits until the kernel knows the root's attributes; requests must be served already. A new root has no
+  // permission bits, and an answer that an invalidation overtakes is dropped, which let the first user in
+  // come to EACCES. Source: Linux 6.18, fs/fuse/inode.c, fuse_get_root_inode, fuse_change_attributes.
+  void settle();
   // EBUSY when in use and not lazy.
   base::Result<void> unmount(bool lazy, Deadline deadline);
   // Cuts the connection: all requests fail at once. False: the kernel's control file cannot be written.

@@ -13,6 +13,7 @@
 #include "client/base/timers.h"
 #include "fs/core/block_cache.h"
 #include "fs/core/op_log.h"
+#include "fs/core/prefetch.h"
 #include "fs/core/symlinks.h"
 #include "sync/engine/tree_store.h"
 
@@ -45,6 +46,7 @@ struct FsServices {
   BlockCache& cache;
   api::AgentLink& link;
   base::Timers& timers;
+  Prefetcher* prefetch = nullptr;  // nobody guesses
 };
 
 struct MountStats {

@@ -89,8 +89,9 @@ class Session final : public sync::ChangeListener,
   // One or more operations for one request, and what their acknowledgement means.
   struct Task {
     std::vector<wire::Op> ops;
-    std::vector<sync::NodeIndex> dirs;               // entries change: begin_operation() on each
-    std::vector<sync::NodeIndex> nodes;              // pinned until the fate is known
+    std::vector<sync::NodeIndex> dirs;  // entries change
+    std::vector<sync::NodeIndex>
+        nodes;  // they change; both with begin_operation(), pinned until the fate is known
     std::vector<std::pair<Ino, std::string>> names;  // made, removed or moved, by their directories
     std::vector<sync::NodeIndex> leads;  // where the kernel believes each of them leads after success, if known
     Ino busy1 = 0, busy2 = 0;
@@ -155,6 +156,7 @@ class Session final : public sync::ChangeListener,
   std::optional<wire::PathCall> find(Ino ino, sync::NodeIndex& node, wire::Attr& attr) const;
   std::function<bool(wire::Op& op)> by_node(sync::NodeIndex node, const wire::NodeId& id);
   std::function<bool(wire::Op& op)> by_name(sync::NodeIndex dir, const std::string& name);
+  bool on_node(Request& request, Ino ino, sync::NodeIndex& node, Task& task);
   bool fill_op(wire::Op& op, Ino ino, sync::NodeIndex& node, wire::Attr& attr) const;
   struct Place {  // a name in a directory
     sync::NodeIndex dir = sync::kNoNode;

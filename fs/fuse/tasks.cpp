@@ -51,7 +51,9 @@ void Session::run(Request request, Task task) {
     for (const auto node : running->task.nodes) mirror.pin(node);
     for (const auto node : running->task.dirs) mirror.pin(node);
   });
-  for (const auto dir : running->task.dirs) services_.tree.begin_operation(dir);
+  for (const auto* changed : {&running->task.dirs, &running->task.nodes}) {
+    for (const auto node : *changed) services_.tree.begin_operation(node);
+  }
   if (running->task.renames_directory) services_.log.dir_renames().begin();
   for (std::size_t i = 0; i < count; ++i) submit(running, i, 0);
 }
@@ -112,7 +114,9 @@ void Session::applied(const std::shared_ptr<Running>& running, std::size_t i, in
   if (parked && !parked_.contains(running->id)) tell_own_kernel(task);  // answered meanwhile
   if (done.error == 0 && task.after) task.after(done);
   if (!last) return;
-  for (const auto dir : task.dirs) services_.tree.end_operation(dir);
+  for (const auto* changed : {&task.dirs, &task.nodes}) {
+    for (const auto node : *changed) services_.tree.end_operation(node);
+  }
   if (task.renames_directory) services_.log.dir_renames().end();
   services_.tree.write([&](sync::Mirror& mirror, sync::Changes&) {
     for (const auto node : task.nodes) mirror.unpin(node);

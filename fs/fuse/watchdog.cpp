@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "fs/fuse/helper.h"
 #include "fs/fuse/mount_point.h"
 
 extern char** environ;  // NOLINT(readability-redundant-declaration)
@@ -24,7 +25,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr char kFarewell = 'q';
 constexpr int kLookMs = 5000;                       // how often the child looks whether its mount is there
-constexpr int kReapMs = 2000;                       // for the child to end after the farewell
+constexpr std::chrono::seconds kReapDeadline{2};    // for the child to end after the farewell
 constexpr std::chrono::seconds kClearDeadline{30};  // for clearing the mount
 
 bool ours(const std::string& mountpoint, unsigned minor) {
@@ -78,11 +79,10 @@ void Watchdog::farewell() {
   (void)!::write(pipe_.get(), &kFarewell, 1);
   pipe_.reset();
   const pid_t pid = std::exchange(pid_, -1);
-  const base::UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
-  pollfd wait{pidfd.get(), POLLIN, 0};
-  if (pidfd && ::poll(&wait, 1, kReapMs) == 0) ::kill(pid, SIGKILL);
-  while (::waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {
-  }
+  int status = 0;
+  if (wait_child(pid, Clock::now() + kReapDeadline, status)) return;
+  ::kill(pid, SIGKILL);
+  (void)wait_child(pid, Clock::now() + kReapDeadline, status);
 }
 
 int watchdog_main(int argc, char** argv) {

@@ -77,6 +77,14 @@ void Mirror::list(NodeIndex dir, std::uint64_t cookie,
   });
 }
 
+std::uint64_t Mirror::cookie(NodeIndex dir, NodeIndex node) const {
+  if (!impl_->used(node)) return 0;
+  for (auto d = impl_->nodes[node].names; d != 0; d = impl_->dentries[d].next_name) {
+    if (impl_->dentries[d].dir == dir) return impl_->dentries[d].cookie;
+  }
+  return 0;
+}
+
 void Mirror::names(NodeIndex node, const std::function<void(NodeIndex, std::string_view)>& fn) const {
   if (!impl_->used(node)) return;
   for (auto d = impl_->nodes[node].names; d != 0; d = impl_->dentries[d].next_name) {
@@ -180,7 +188,7 @@ void Mirror::apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& 
   const bool frozen = skip && skip(dir);
   const bool has_attr = block.attr.ino != 0;  // a directory that could not be looked at has none
   const bool told = newer != nullptr && newer->attr && newer->attr({was.dev, was.ino});
-  if (has_attr && !told && (!frozen || block.attr.ctime_ns >= was.ctime_ns)) {
+  if (has_attr && !told && (!frozen || block.attr.ctime_ns > was.ctime_ns)) {
     set_attr(dir, block.attr, changes);
   }
   if ((block.flags & wire::kTreeNotExpanded) != 0) return;
@@ -196,8 +204,15 @@ void Mirror::apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& 
     seen.swap(found->second);
   impl_->quiet_dir = dir;
   impl_->quiet_dir_changed = false;
+  const auto kept = [&](const wire::TreeEntry& entry) {
+    if (frozen || !skip) return frozen;
+    const auto node = lookup(dir, entry.name);
+    if (node == kNoNode || impl_->is_dir(node)) return false;
+    const auto known = impl_->attr(node);
+    return known.ino == entry.attr.ino && known.dev == entry.attr.dev && skip(node);
+  };
   for (const auto& entry : block.entries) {
-    if (const auto cookie = impl_->apply_entry(dir, entry, frozen, newer, changes); cookie != 0)
+    if (const auto cookie = impl_->apply_entry(dir, entry, kept(entry), newer, changes); cookie != 0)
       seen.push_back(cookie);
   }
   const bool full = impl_->dentries.used() >= kMaxNames;

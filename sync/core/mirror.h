@@ -97,6 +97,8 @@ class Mirror {
   // Calls fn(cookie, name, node) for entries after `cookie`, in order, until it returns false.
   void list(NodeIndex dir, std::uint64_t cookie,
             const std::function<bool(std::uint64_t, std::string_view, NodeIndex)>& fn) const;
+  // Where `node` stands in `dir` (by one of its names there); 0 when it does not.
+  std::uint64_t cookie(NodeIndex dir, NodeIndex node) const;
   // Every name of a node: fn(dir, name). Hard links have several.
   void names(NodeIndex node, const std::function<void(NodeIndex, std::string_view)>& fn) const;
 
@@ -126,11 +128,12 @@ class Mirror {
   // directory, names it did not contain are removed. Blocks of a directory whose parents are not
   // known are dropped (the next scan brings them). Directories for which `skip` says true keep their
   // present entries (own operations are pending there): none is removed or led elsewhere, attributes
-  // go forward by ctime only, and names are added only while the listing is not yet complete.
+  // go forward by ctime only, and names are added only while the listing is not yet complete. So do the
+  // attributes of other entries for which it says true.
   // `scan` tells streams apart that may hold parts of the same directory at the same time. What `newer`
   // names keeps the state it has; with it, a directory that is not at its path is found by its identity.
   void apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& changes,
-                   const std::function<bool(NodeIndex dir)>& skip = {}, std::uint64_t scan = 0,
+                   const std::function<bool(NodeIndex node)>& skip = {}, std::uint64_t scan = 0,
                    const Newer* newer = nullptr);
   // Forgets the unfinished directories of a stream that ended early.
   void end_scan(std::uint64_t scan);

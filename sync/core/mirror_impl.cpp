@@ -324,7 +324,7 @@ std::uint64_t Mirror::Impl::apply_entry(NodeIndex in, const wire::TreeEntry& ent
       const auto node = dentries[d].node;
       const auto was = attr(node);
       if (was.ino == is.ino && was.dev == is.dev && same_type(was.mode, is.mode) &&
-          is.ctime_ns >= was.ctime_ns) {
+          is.ctime_ns > was.ctime_ns) {
         update(node, is, entry.target, changes);
       }
       return dentries[d].cookie;

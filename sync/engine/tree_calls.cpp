@@ -130,8 +130,7 @@ int TreeStore::Impl::link_prefixes(const std::vector<std::string>& prefixes,
       const auto& result = results[i];
       const auto name = std::string_view(prefixes[i]).substr(prefixes[i].rfind('/') + 1);  // npos + 1 is 0
       const auto at = mirror.attr(dir);
-      const bool keep =
-          frozen(dir, question.began_) || told_since(question.began_, {at.dev, at.ino}, name);
+      const bool keep = frozen(dir, question.began_) || told_since(question.began_, {at.dev, at.ino}, name);
       if (result.error != 0) {
         const bool gone = result.error == ENOENT || result.error == ENOTDIR;
         if (gone && !keep) mirror.unlink(dir, name, changes);
@@ -247,12 +246,12 @@ void TreeStore::Impl::walk_ended(const WalkPtr& one, int error, wire::ByteView p
 
 // One slice: the tree's lock is held for the blocks of at most 64 KiB, or for one block.
 void TreeStore::Impl::apply(Walk& one, const std::vector<wire::TreeBlock>& blocks) {
-  const auto skip = [&](NodeIndex dir) {
-    const bool keep = frozen(dir, one.began);
-    if (keep) one.skipped.insert(dir);
-    return keep;
-  };
   store.write([&](Mirror& mirror, Changes& changes) {
+    const auto skip = [&](NodeIndex node) {
+      const bool keep = frozen(node, one.began);
+      if (keep && S_ISDIR(mirror.attr(node).mode)) one.skipped.insert(node);
+      return keep;
+    };
     Newer newer;
     if (anything_told_since(one.began, one.flooded)) {
       newer.listing = [&](NodeIndex dir) {
@@ -277,10 +276,10 @@ void TreeStore::Impl::apply(Walk& one, const std::vector<wire::TreeBlock>& block
 
 // ---- operations of our own
 
-// The agent may have looked at the directory before an operation that is done, or will be.
-bool TreeStore::Impl::frozen(NodeIndex dir, std::uint64_t began) {
+// The agent may have looked at it before an operation that is done, or will be.
+bool TreeStore::Impl::frozen(NodeIndex node, std::uint64_t began) {
   base::MutexLock lock(ops_mu);
-  const auto found = operations.find(dir);
+  const auto found = operations.find(node);
   return found != operations.end() && (found->second.under_way > 0 || found->second.touched > began);
 }
 
@@ -294,8 +293,6 @@ void TreeStore::Impl::walk_begins(Walk& one) {
   running_walks.insert(one.id);
 }
 
-void TreeStore::Impl::walk_is_over(const Walk& one) {
-  questions_over(one.id);
-}
+void TreeStore::Impl::walk_is_over(const Walk& one) { questions_over(one.id); }
 
 }  // namespace nearbox::sync

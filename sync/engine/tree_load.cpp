@@ -304,19 +304,26 @@ void TreeStore::Impl::rescan(Completions waiters) {
 
 void TreeStore::Impl::run_step(const std::shared_ptr<Run>& now) {
   std::optional<std::string> path;
+  std::shared_ptr<FirstLoad> load;
   {
     base::MutexLock lock(mu);
-    while (!path && !now->left.empty()) {
+    while (!path && !load && !now->left.empty()) {
       const auto found = subtrees.find(now->left.front());
       if (found != subtrees.end() && !found->second.loaded) {
         // Its walk may have passed what changed before this run was asked for: once more after it.
-        found->second.after.push_back([this, now] { run_step(now); });
-        return;
+        load = std::make_shared<FirstLoad>();
+        load->path = found->first;
+        load->heard = Clock::now();
+        found->second.after.push_back([this, now, load] {
+          if (!load->over.exchange(true)) run_step(now);
+        });
+        break;
       }
       if (found != subtrees.end()) path = found->first;
       now->left.pop_front();
     }
   }
+  if (load) return wait_for_load(now, load, rescan_stall.load());
   if (!path) {
     run_over(now);
     return;
@@ -346,6 +353,34 @@ void TreeStore::Impl::run_step(const std::shared_ptr<Run>& now) {
       is_watched = found != subtrees.end() && found->second.watched(generation);
     }
     is_watched ? go() : watch(path, Clock::now() + kCallDeadline, go);
+  });
+}
+
+// Goes on without a first load that rests, as without a subtree that is not answered; the load itself goes
+// on.
+void TreeStore::Impl::wait_for_load(const std::shared_ptr<Run>& now, const std::shared_ptr<FirstLoad>& load,
+                                    std::chrono::milliseconds left) {
+  later(left, [this, now, load] {
+    if (load->over) return;
+    if (!link.status().up) load->heard = Clock::now();
+    {
+      base::MutexLock lock(mu);
+      for (const auto& [id, one] : walks) {
+        if (one->depth == 0 && one->path == load->path)
+          load->heard = std::max(load->heard, one->heard.load());
+      }
+    }
+    const auto rest =
+        std::chrono::ceil<std::chrono::milliseconds>(load->heard + rescan_stall.load() - Clock::now());
+    if (rest.count() > 0) return wait_for_load(now, load, rest);
+    if (load->over.exchange(true)) return;
+    log.warn("event=first_load_stalled");
+    {
+      base::MutexLock lock(mu);
+      if (now->error == 0) now->error = ETIMEDOUT;
+      if (!now->left.empty()) now->left.pop_front();
+    }
+    run_step(now);
   });
 }
 

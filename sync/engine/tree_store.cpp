@@ -265,16 +265,16 @@ void TreeStore::rescan(Deadline deadline, Done done) {
 
 void TreeStore::set_rescan_stall(std::chrono::milliseconds stall) { impl_->rescan_stall = stall; }
 
-void TreeStore::begin_operation(NodeIndex dir) {
+void TreeStore::begin_operation(NodeIndex node) {
   base::MutexLock lock(impl_->ops_mu);
-  auto& operation = impl_->operations[dir];
+  auto& operation = impl_->operations[node];
   ++operation.under_way;
   operation.touched = ++impl_->op_epoch;
 }
 
-void TreeStore::end_operation(NodeIndex dir) {
+void TreeStore::end_operation(NodeIndex node) {
   base::MutexLock lock(impl_->ops_mu);
-  const auto found = impl_->operations.find(dir);
+  const auto found = impl_->operations.find(node);
   if (found == impl_->operations.end()) return;
   auto& operation = found->second;
   if (operation.under_way > 0) --operation.under_way;

@@ -87,17 +87,18 @@ class TreeStore {
   void want(NodeIndex dir, Deadline deadline, Done done);
   // Streams every loaded subtree again and applies the differences; done when the last is through.
   // Runs that are asked for while one runs are answered by one more run. A subtree whose stream rests for
-  // 20 s while the link is up is given up: the others are scanned, and the run ends with ETIMEDOUT.
+  // 20 s while the link is up, be it its first, is left out: the others are scanned, and the run ends with
+  // ETIMEDOUT.
   void rescan(Deadline deadline, Done done);
   void set_rescan_stall(std::chrono::milliseconds stall);  // other than 20 s
 
-  // Directories with own operations under way keep their entries in a rescan: see apply_block().
-  // The counter is per directory; begin before the operation is sent, end after it was applied here.
-  // A directory touched since the agent began to walk keeps its entries too (the walk may have been
+  // Directories with own operations under way keep their entries in a rescan, files their attributes: see
+  // apply_block(). The counter is per node; begin before the operation is sent, end after it was applied
+  // here. A directory touched since the agent began to walk keeps its entries too (the walk may have been
   // there before the operation) and is listed alone soon after.
   // Events need no such care: what the agent looked at beside an operation it looks at again after it.
-  void begin_operation(NodeIndex dir);
-  void end_operation(NodeIndex dir);
+  void begin_operation(NodeIndex node);
+  void end_operation(NodeIndex node);
   // Lists a directory again (of a file: the one it is in) and what is wrong here is put right.
   void look_again(NodeIndex node);
   // Counts what events told of directories that are not known here.

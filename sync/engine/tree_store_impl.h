@@ -206,8 +206,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   void start_walk(const WalkPtr& one, std::uint32_t root);
   void walk_ended(const WalkPtr& one, int error, wire::ByteView payload);
   void apply(Walk& one, const std::vector<wire::TreeBlock>& blocks);
-  bool frozen(NodeIndex dir, std::uint64_t began) EXCLUDES(ops_mu);
-
+  bool frozen(NodeIndex node, std::uint64_t began) EXCLUDES(ops_mu);
   void walk_begins(Walk& one) EXCLUDES(ops_mu);
   void walk_is_over(const Walk& one) EXCLUDES(ops_mu);
 
@@ -230,6 +229,13 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   void reask(const std::string& below);
   void rescan(Completions waiters);
   void run_step(const std::shared_ptr<Run>& now);
+  struct FirstLoad {  // a run waits for the first load of a subtree
+    std::string path;
+    std::chrono::steady_clock::time_point heard;  // of it, or the link was down
+    std::atomic<bool> over{false};                // it ended, or the run went on without it
+  };
+  void wait_for_load(const std::shared_ptr<Run>& now, const std::shared_ptr<FirstLoad>& load,
+                     std::chrono::milliseconds left);
   void run_over(const std::shared_ptr<Run>& over);
   NodeIndex next_to_relist(Relist& list, bool& over) EXCLUDES(mu);
   void relist_step(const std::shared_ptr<Relist>& list);

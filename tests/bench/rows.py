@@ -286,7 +286,97 @@ class SshfsRead(Contender):
             self.context.ssh.unmount(self.point)
 
 
-ROWS = {row.name: row for row in (MountFind, BigRead)}
+# ---- many small files
+
+
+GREP_PARTS = ("rxjs", "lodash")
+GREP_WORD = "nothing contains this"
+
+
+class Grep:
+    """Search every file of two packages: metadata known, no content here."""
+
+    name = "grep-small"
+    title = "`grep -r` over rxjs and lodash, metadata known, contents cold"
+    reference = "tar"
+    goals = [("nearbox", "tar", 2, "most"), ("sshfs", "nearbox", 100, "least")]
+    method = ("time of `grep -rc` over both packages of a fresh mount that `find` has listed before; tar: "
+              "`tar | zstd -1` of the same files over an ssh connection that is already open, unpacked and searched on the "
+              "way; the server has the files in memory. grep's answer is compared with that on the server's own directory.")
+
+    def __init__(self, context):
+        root, _ = trees.tree(context.cache, "app")
+        self.root = os.path.join(root, "node_modules")
+        files = sum(len(f) for part in GREP_PARTS for _, _, f in os.walk(os.path.join(self.root, part)))
+        self.tree = {"name": "+".join(GREP_PARTS), "files": files}
+
+    def contenders(self, context):
+        return [TarGrep(context, self), NearboxGrep(context, self), SshfsGrep(context, self)]
+
+
+def grep(context, root, parts):
+    """Runs it in the client's namespace; returns seconds and the counts of matches by file below root."""
+    start = time.monotonic()
+    done = context.wan.client.run("grep", "-rc", GREP_WORD, *(os.path.join(root, p) for p in parts), check=False)
+    seconds = time.monotonic() - start
+    return seconds, sorted(line[len(root):] for line in done.stdout.splitlines())
+
+
+class TarGrep(Contender):
+    name, label = "tar", "tar \\| zstd over open ssh"
+
+    def sample(self, _number):
+        ssh = self.context.ssh
+        names = " ".join(GREP_PARTS)
+        command = shlex.join(ssh.command(f"tar -C {shlex.quote(self.row.root)} -cf - {names} | zstd -1 -q"))
+        start = time.monotonic()
+        self.context.wan.client.run("sh", "-c", f"{command} | zstd -dq | tar -xOf - | grep -c '{GREP_WORD}'", check=False)
+        return {"seconds": time.monotonic() - start}
+
+
+class NearboxGrep(Contender):
+    name, label = "nearbox", "nearbox, daemon connected"
+
+    def sample(self, _number):
+        nearbox, point = self.context.nearbox, self.context.point("mnt-nearbox")
+        if not nearbox.sandbox:
+            nearbox.new_sandbox()
+        nearbox.release()  # the contents that a daemon has read stay in its memory
+        nearbox.hold()
+        nearbox.mount(self.row.root, point)
+        try:
+            parts = [os.path.join(point, p) for p in GREP_PARTS]
+            self.context.wan.client.run("find", *parts, "-printf", FIND_FORMAT)
+            seconds, found = grep(self.context, point, GREP_PARTS)
+            if found != grep(self.context, self.row.root, GREP_PARTS)[1]:
+                raise BenchError("grep through the mount answers other than on the server")
+        finally:
+            nearbox.unmount(point)
+        return {"seconds": seconds}
+
+
+class SshfsGrep(Contender):
+    name, label = "sshfs", "sshfs"
+    part = "rxjs/src/internal/scheduled"  # a few files: each costs round trips
+
+    def prepare(self):
+        files = sum(len(f) for _, _, f in os.walk(os.path.join(self.row.root, self.part)))
+        self.factor = self.row.tree["files"] / files
+        self.extra["scaled"] = {"factor": round(self.factor, 3), "entries": files,
+                                "method": f"measured on the {files} files of {self.part} and scaled by the number of files"}
+
+    def sample(self, _number):
+        ssh, point = self.context.ssh, self.context.point("mnt-sshfs")
+        ssh.mount(self.row.root, point)
+        try:
+            self.context.wan.client.run("find", os.path.join(point, self.part), "-printf", FIND_FORMAT)
+            seconds, _ = grep(self.context, point, [self.part])
+        finally:
+            ssh.unmount(point)
+        return {"seconds": seconds * self.factor}
+
+
+ROWS = {row.name: row for row in (MountFind, BigRead, Grep)}
 
 
 def remove_home(home):

@@ -41,6 +41,16 @@ TEST_F(MountTest, ShowsWhatTheSandboxHas) {
   EXPECT_NE(vfs.f_flag & ST_NODEV, 0u);
 }
 
+// Before anything is asked: a root without permission bits refuses its first users.
+TEST_F(MountTest, TheKernelKnowsTheRootOfANewMount) {
+  ASSERT_EQ(::chmod(src.c_str(), 0750), 0);
+  start();
+  ASSERT_NE(world->mount(mnt), nullptr);
+  struct statx st {};
+  ASSERT_EQ(::statx(AT_FDCWD, mnt.c_str(), AT_STATX_DONT_SYNC, STATX_MODE, &st), 0);
+  EXPECT_EQ(st.stx_mode & 07777, 0750);
+}
+
 TEST_F(MountTest, ListsWhileTheTreeIsNotThereYet) {
   stdfs::create_directories(src + "/a/b");
   spill(src + "/a/b/f", "text");

@@ -7,10 +7,12 @@ this user; needs root).
 import contextlib
 import ctypes
 import json
+import mmap
 import os
 import pathlib
 import pickle
 import pwd
+import re
 import select
 import shutil
 import signal
@@ -30,6 +32,24 @@ USER = os.environ.get("NB_TEST_USER", "")
 PYTHON = shutil.which("python3", path="/usr/bin:/bin") or sys.executable  # one that the user may run
 
 
+def sanitized():
+    """Whether the programs were built with a sanitizer: its functions are among the names in the file."""
+    with open(NEARBOX, "rb") as f, mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ) as data:
+        return re.search(rb"\0__[at]san_init\0", data) is not None
+
+
+SANITIZED = sanitized()
+# An abort of any program is a report as well.
+SANITIZER_OPTIONS = {
+    "ASAN_OPTIONS": "handle_abort=1:detect_stack_use_after_return=1:strict_string_checks=1:strict_init_order=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "handle_abort=1:second_deadlock_stack=1",
+}
+# What a report looks like in the log of a program that could not be told where to write one.
+REPORT = re.compile(r"(ERROR|WARNING|FATAL): \w*Sanitizer|Sanitizer(:DEADLYSIGNAL| has encountered)|runtime error: |"
+                    r"ERROR: Can't open file")
+
+
 def wait_for(condition, what, seconds=20.0):
     """Waits until condition() is true; fails the test with `what` at the deadline."""
     limit = time.monotonic() + seconds
@@ -45,13 +65,14 @@ def wait_for(condition, what, seconds=20.0):
 def descendants_of_home(home):
     """Pids of processes whose environment says that they belong to this test."""
     found = []
-    needle = f"NB_TEST_HOME={home}".encode()
+    # A sandbox's init has of its server's environment the fault file alone.
+    needles = {f"NB_TEST_HOME={home}".encode(), f"NEARBOX_FAULT_FILE={home}/faults".encode()}
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
         with contextlib.suppress(OSError):
             with open(f"/proc/{entry}/environ", "rb") as f:
-                if needle in f.read().split(b"\0"):
+                if needles & set(f.read().split(b"\0")):
                     found.append(int(entry))
     return [pid for pid in found if pid != os.getpid()]
 
@@ -162,6 +183,10 @@ class Case(unittest.TestCase):
                         NB_TEST_HOME=str(self.home), LC_ALL="C.UTF-8")
         for name in ("state", "run", "mnt", "dir"):
             (self.home / name).mkdir(mode=0o700)
+        self.reports = {}  # by file
+        if SANITIZED:
+            self.report_to(self.home / "reports")
+            self.addCleanup(self._fail_for_reports)
         self.mnt = str(self.home / "mnt")
         self.dir = str(self.home / "dir")
         if self.owner:
@@ -171,7 +196,35 @@ class Case(unittest.TestCase):
     def chown_all(self, path):
         subprocess.run(["chown", "-R", f"{self.owner.pw_uid}:{self.owner.pw_gid}", str(path)], check=True)
 
+    def report_to(self, directory):
+        """Programs with a sanitizer write what they find into files there; the test fails when it ends."""
+        directory.mkdir(mode=0o700)
+        for name, options in SANITIZER_OPTIONS.items():
+            self.env[name] = f"{options}:log_path={directory}/{name[:-8].lower()}:log_exe_name=1"
+
+    def _note_reports(self):
+        """Looks for reports before what holds them goes away. Agents in a sandbox have an environment and a /run of
+        their own: they report into their log, which is seen through the root of the sandbox's init."""
+        whole = list(self.home.glob("reports/*"))
+        logs = [self.home / "serve.log", *self.home.glob("agent/*.log"), *self.home.glob("state*/nearbox/**/log")]
+        for pid in self.processes("sandbox-init"):
+            for pattern in ("run/nearbox-agent/*.log", "tmp/nearbox-agent-*/*.log"):
+                logs += pathlib.Path(f"/proc/{pid}/root").glob(pattern)
+        for path in whole + logs:
+            with contextlib.suppress(OSError):
+                text = path.read_text(errors="replace")
+                begin = 0 if path in whole else next((m.start() for m in REPORT.finditer(text)), None)
+                if begin is not None:
+                    info = path.stat()  # processes of one sandbox see one log
+                    self.reports[(info.st_dev, info.st_ino)] = f"--- {path}\n{text[begin:][:20000]}\n"
+
+    def _fail_for_reports(self):
+        if self.reports:
+            self.fail("sanitizer reports:\n" + "".join(self.reports.values()))
+
     def _clean(self):
+        if SANITIZED:
+            self._note_reports()
         for point in reversed(mounts_below(str(self.home))):
             subprocess.run([NEARBOX, "unmount", point], env=self.env, capture_output=True, timeout=60,
                            **self.as_user())
@@ -184,6 +237,8 @@ class Case(unittest.TestCase):
                 time.sleep(0.02)
         for point in reversed(mounts_below(str(self.home))):
             subprocess.run(["umount", "-l", point], check=False)
+        if SANITIZED:
+            self._note_reports()  # also what was found while programs ended
         shutil.rmtree(self.home, ignore_errors=True)
 
     def as_user(self):
@@ -286,8 +341,10 @@ class Case(unittest.TestCase):
 
     def serve(self, *options):
         """Starts `nearbox serve` and points the environment at it; returns its process."""
-        with open(self.home / "serve.log", "wb") as log:
-            process = self.popen(NEARBOX, "serve", "--json", *options, stdout=subprocess.PIPE, stderr=log)
+        # A sandbox does not see the directory of reports: they go to the log.
+        env = {**self.env, **SANITIZER_OPTIONS}
+        with open(self.home / "serve.log", "ab") as log:
+            process = self.popen(NEARBOX, "serve", "--json", *options, stdout=subprocess.PIPE, stderr=log, env=env)
         line = process.stdout.readline()
         if not line:
             self.fail(f"nearbox serve ended: {(self.home / 'serve.log').read_text()}")
@@ -301,6 +358,8 @@ class Case(unittest.TestCase):
         return self.nb_json("sandbox", "create", *options)["sandbox_id"]
 
     def stop(self, process, sig=signal.SIGTERM):
+        if SANITIZED:
+            self._note_reports()
         process.send_signal(sig)
         process.wait(30)
         if process.stdout:

@@ -83,6 +83,17 @@ class BadInput(nbtest.Case):
         self.refused("mount", f"{box}:/no/such/dir", self.mnt, code=4, text="/no/such/dir",
                      error_code="remote.not_found")
 
+    def test_numeric_owners_are_for_root(self):
+        box = self.stand_in()
+        if self.owner:
+            self.refused("mount", f"{box}:{self.dir}", self.mnt, "--owner", "numeric", code=2, text="root",
+                         error_code="arg.invalid")
+
+    def test_errors_of_the_sandbox_are_not_local_ones(self):
+        box = self.stand_in()
+        self.refused("exec", box, "-C", "/no/such/dir", "--", "true", code=125, text="docker:box",
+                     error_code="remote.not_found")
+
     def test_unreachable_host(self):
         self.stand_in()
         self.refused("mount", "docker:gone", self.mnt, code=8, text="No such container",

@@ -23,10 +23,6 @@ def tool(*args):
     return subprocess.run(args, check=True, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}).stdout
 
 
-def sanitized():
-    return re.search(r"NEEDED.*lib[at]san", tool("readelf", "-dW", NEARBOX)) is not None
-
-
 class Binary(nbtest.Case):
     def test_no_symbol_is_too_new(self):
         needed = set(re.findall(r"\b(GLIBC|GLIBCXX|CXXABI)_([0-9.]+)\b", tool("objdump", "-T", NEARBOX)))
@@ -41,13 +37,13 @@ class Binary(nbtest.Case):
             self.assertFalse(library.startswith(STATIC_ONLY), needed)
 
     def test_agent_is_static(self):
-        if sanitized():
+        if nbtest.SANITIZED:
             self.skipTest("sanitizers need a dynamic agent")
         self.assertNotRegex(tool("readelf", "-lW", AGENT), r"\b(INTERP|DYNAMIC)\b")
         self.assertLess(os.path.getsize(AGENT), MAX_AGENT)
 
     def test_agent_has_no_nss_dns_or_locale(self):
-        if sanitized():
+        if nbtest.SANITIZED:
             self.skipTest("sanitizers bring their own")
         names = {line.split()[-1].split("@")[0] for line in tool("nm", AGENT).splitlines() if line.strip()}
         self.assertGreater(len(names), 1000, "the agent was stripped")

@@ -45,33 +45,67 @@ Agent::Agent(Options options, base::Logger& log)
 
 Agent::~Agent() {
   stop();
+  enders_.stop();
   std::map<wire::SessionId, Entry> gone;
   base::MutexLock lock(mu_);
   gone.swap(sessions_);
 }
 
 SessionPtr Agent::find(const wire::Hello& hello, channel::Carrier& carrier, bool& resumed) {
-  SessionPtr old;  // ended outside the lock
+  SessionPtr old;
+  bool replaced = false;
+  SessionPtr found;
   while (true) {
     if (old) old->stop_applying();
     base::MutexLock lock(mu_);
-    if (stopping_) return nullptr;
+    if (stopping_) break;
     auto it = sessions_.find(hello.session);
     resumed = it != sessions_.end() && !it->second.session->poisoned() && !it->second.session->ended();
     if (!resumed) {
-      if (it == sessions_.end() && sessions_.size() >= kMaxSessions) return nullptr;
+      if (it == sessions_.end() && sessions_.size() + ending_ >= kMaxSessions) break;
       if (it != sessions_.end() && it->second.session != old) {
         old = it->second.session;
         continue;
       }
-      auto session = std::make_shared<Session>(hello.session, instance_, options_.who, options_.procs,
-                                               timers_, watcher_, log_);
-      if (it == sessions_.end()) it = sessions_.emplace(hello.session, Entry{}).first;
-      it->second.session = std::move(session);
+      Entry fresh;
+      fresh.session = std::make_shared<Session>(hello.session, instance_, options_.who, options_.procs,
+                                                timers_, watcher_, log_);
+      if (it == sessions_.end()) {
+        it = sessions_.emplace(hello.session, std::move(fresh)).first;
+      } else {
+        ++ending_;
+        replaced = !it->second.ending;  // else it is on its way already
+        it->second = std::move(fresh);
+      }
     }
     it->second.hung_up = false;
-    return it->second.session->attach(&carrier) ? it->second.session : nullptr;
+    if (it->second.session->attach(&carrier)) found = it->second.session;
+    break;
   }
+  if (replaced) end_later(std::move(old));
+  return found;
+}
+
+void Agent::end_later(SessionPtr session) {
+  (void)enders_.submit([this, session]() mutable { end(std::move(session)); });
+}
+
+void Agent::end(SessionPtr session) {
+  session->drop_connections();
+  // Still in the table: a client that comes with its id waits for this too.
+  session->stop_applying();
+  {
+    base::MutexLock lock(mu_);
+    const auto it = sessions_.find(session->id());
+    if (it != sessions_.end() && it->second.session == session) {
+      sessions_.erase(it);
+      ++ending_;
+    }
+  }
+  session.reset();
+  base::MutexLock lock(mu_);
+  --ending_;
+  ended_.notify_all();
 }
 
 void Agent::serve(channel::Carrier& carrier, const std::function<void()>& admitted,
@@ -122,31 +156,23 @@ bool Agent::keeps(Entry& entry, Clock::time_point now) {
 }
 
 bool Agent::tick(Clock::time_point now) {
-  std::vector<SessionPtr> gone;  // ended outside the lock: processes are waited for
+  std::vector<SessionPtr> gone;
   bool needed = connections_.load() > 0;
   {
     base::MutexLock lock(mu_);
     for (auto& [id, entry] : sessions_) {
+      if (entry.ending) continue;
       if (keeps(entry, now)) {
         needed = needed || entry.session->busy();
       } else {
         entry.session->set_ended();
+        entry.ending = true;
         gone.push_back(entry.session);
       }
     }
     if (needed) needed_ = now;
   }
-  for (auto& session : gone) {
-    session->drop_connections();
-    // Still in the table: a client that comes with its id waits for this too.
-    session->stop_applying();
-    {
-      base::MutexLock lock(mu_);
-      const auto it = sessions_.find(session->id());
-      if (it != sessions_.end() && it->second.session == session) sessions_.erase(it);
-    }
-    session.reset();
-  }
+  for (auto& session : gone) end_later(std::move(session));
   base::MutexLock lock(mu_);
   return !needed && now - needed_ >= options_.linger;
 }
@@ -161,9 +187,32 @@ void Agent::stop() {
   for (auto& session : all) session->drop_connections();
 }
 
+bool Agent::end_sessions(Clock::time_point deadline) {
+  std::vector<SessionPtr> all;
+  {
+    base::MutexLock lock(mu_);
+    for (auto& [id, entry] : sessions_) {
+      if (std::exchange(entry.ending, true)) continue;
+      entry.session->set_ended();
+      all.push_back(entry.session);
+    }
+  }
+  for (auto& session : all) end_later(std::move(session));
+  base::MutexLock lock(mu_);
+  while (!sessions_.empty() || ending_ > 0) {
+    if (!ended_.wait_until(mu_, deadline) && Clock::now() >= deadline) return false;
+  }
+  return true;
+}
+
 std::size_t Agent::sessions() {
   base::MutexLock lock(mu_);
   return sessions_.size();
+}
+
+std::size_t Agent::ending() {
+  base::MutexLock lock(mu_);
+  return ending_;
 }
 
 }  // namespace nearbox::agent

@@ -12,17 +12,20 @@
 #include "client/base/timers.h"
 #include "client/channel/mux_server.h"
 #include "tools/agent/session.h"
+#include "tools/agent/worker_pool.h"
 
 namespace nearbox::agent {
 
 inline constexpr std::size_t kMaxSessions = 64;
 inline constexpr std::chrono::seconds kHelloTimeout{5};
+inline constexpr std::size_t kEndThreads = 8;  // sessions that are taken down at one time
 
 // The agent behind its listener: says hello, finds sessions, forgets them after their grace.
 //
-// Owns:    the session table and the timer thread.
-// Threads: serve() on one thread a connection; tick() on the main thread.
-// Bounds:  kMaxSessions; a client above gets EBUSY.
+// Owns:    the session table, the timer thread and the threads that take sessions down: that waits for
+//          what the session does on file systems, and nobody else may.
+// Threads: serve() on one thread a connection; tick() on the main thread, never waits.
+// Bounds:  kMaxSessions, those being taken down included; a client above gets EBUSY.
 class Agent {
  public:
   using Clock = std::chrono::steady_clock;
@@ -49,19 +52,25 @@ class Agent {
   bool tick(Clock::time_point now) EXCLUDES(mu_);
   // Breaks all connections; their serve() calls return soon. New ones are refused.
   void stop() EXCLUDES(mu_);
+  // Takes all sessions down; after stop(). False: one still waits for a file system at `deadline`.
+  bool end_sessions(Clock::time_point deadline) EXCLUDES(mu_);
 
   std::uint64_t instance() const { return instance_; }
   std::size_t sessions() EXCLUDES(mu_);
+  std::size_t ending() EXCLUDES(mu_);  // out of the table, not gone yet
 
  private:
   struct Entry {
     SessionPtr session;
     bool hung_up = false;
+    bool ending = false;  // handed to enders_
   };
   // The session of a hello, attached to `carrier`; nothing past the limits. Waits until one of the
   // same id that is over applies nothing any more.
   SessionPtr find(const wire::Hello& hello, channel::Carrier& carrier, bool& resumed) EXCLUDES(mu_);
   bool keeps(Entry& entry, Clock::time_point now);
+  void end_later(SessionPtr session) EXCLUDES(mu_);
+  void end(SessionPtr session) EXCLUDES(mu_);
 
   const Options options_;
   base::Logger& log_;
@@ -73,6 +82,9 @@ class Agent {
   std::map<wire::SessionId, Entry> sessions_ GUARDED_BY(mu_);
   Clock::time_point needed_ GUARDED_BY(mu_) = Clock::now();
   bool stopping_ GUARDED_BY(mu_) = false;
+  std::size_t ending_ GUARDED_BY(mu_) = 0;
+  base::CondVar ended_;
+  WorkerPool enders_{"session-end", kEndThreads};  // last: its threads use the others
 };
 
 // Fills `into` with random bytes from the kernel; ends the process when there are none to be had.

@@ -16,11 +16,12 @@ std::size_t weight(const wire::Op& op) {
 
 }  // namespace
 
-Executor::Executor(ApplyFn apply, DoneFn done, std::shared_ptr<Parking> parking)
+Executor::Executor(ApplyFn apply, DoneFn done, std::shared_ptr<Parking> parking, LaneFn lane)
     : apply_(std::move(apply)),
       done_(std::move(done)),
       parking_(std::move(parking)),
-      pool_("ops", kOpThreads) {}
+      lane_(std::move(lane)),
+      pool_("ops", kOpThreads, kOpsPerLane) {}
 
 Executor::~Executor() { stop(); }
 
@@ -104,7 +105,7 @@ void Executor::drop_keys_locked(Node* node) {
 }
 
 void Executor::start(Node* node) {
-  if (!pool_.submit([this, node] { run(node); })) {
+  if (!pool_.submit([this, node] { run(node); }, lane_ ? lane_(node->op) : 0)) {
     // Stopping, or far above every bound of ours: it is never applied, and never acknowledged.
     return;
   }

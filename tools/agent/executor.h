@@ -15,7 +15,8 @@
 
 namespace nearbox::agent {
 
-inline constexpr std::size_t kOpThreads = 4;
+inline constexpr std::size_t kOpThreads = 8;
+inline constexpr std::size_t kOpsPerLane = 4;           // at one time on one file system (MountLanes)
 inline constexpr std::size_t kMaxOpsWaiting = 1 << 20;  // of one session, applied or not yet in order
 
 // Applies the operations of one session: in order of op_id where two share a key (one of them
@@ -33,7 +34,8 @@ class Executor {
  public:
   using ApplyFn = std::function<wire::OpDone(const wire::Op&)>;
   using DoneFn = std::function<void(const wire::Op&, const wire::OpDone&)>;
-  Executor(ApplyFn apply, DoneFn done, std::shared_ptr<Parking> parking);
+  using LaneFn = std::function<WorkerPool::Lane(const wire::Op&)>;
+  Executor(ApplyFn apply, DoneFn done, std::shared_ptr<Parking> parking, LaneFn lane = {});
   ~Executor();
   Executor(const Executor&) = delete;
   Executor& operator=(const Executor&) = delete;
@@ -65,6 +67,7 @@ class Executor {
   const ApplyFn apply_;
   const DoneFn done_;
   const std::shared_ptr<Parking> parking_;
+  const LaneFn lane_;
   base::Mutex mu_;                                                        // rank: leaf
   std::map<std::uint64_t, std::unique_ptr<Node>> nodes_ GUARDED_BY(mu_);  // in order, not applied yet
   std::map<std::uint64_t, wire::Op> early_ GUARDED_BY(mu_);               // before their predecessor

@@ -8,6 +8,7 @@
 #include <unistd.h>
 #include <vector>
 
+#include "client/base/fault.h"
 #include "tools/agent/fs_ops_detail.h"
 
 // Operations on the bytes of files.
@@ -219,10 +220,11 @@ Result<void> copy_range(int in, int out, const wire::Op& op, std::uint64_t& writ
   std::uint64_t left = op.size;
   while (left > 0) {
     const auto step = static_cast<std::size_t>(std::min<std::uint64_t>(left, 1U << 30));
-    const ssize_t n = ::copy_file_range(in, &from, out, &to, step, 0);
-    if (n < 0 && errno == EINTR) continue;
+    const bool refused = base::fault::active("agent.no_copy_file_range");
+    const ssize_t n = refused ? -1 : ::copy_file_range(in, &from, out, &to, step, 0);
+    if (n < 0 && !refused && errno == EINTR) continue;
     if (n < 0) {
-      const int error = errno;
+      const int error = refused ? ENOSYS : errno;
       if (written != 0 || !can_copy_by_hand(error, in, out)) return base::errno_error(error, "copy");
       return copy_by_hand(in, out, op.offset, op.rdev, op.size, written);
     }

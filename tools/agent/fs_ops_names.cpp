@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <array>
+#include <cstdlib>
 #include <fcntl.h>
+#include <optional>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "client/base/fault.h"
+#include "tools/agent/born_as.h"
 #include "tools/agent/fs_ops_detail.h"
 
 // Operations that add, remove or move names.
@@ -55,45 +59,99 @@ Result<void> empty_file(const wire::Op& op, const Place& place, struct stat& st)
   return {};
 }
 
-int make_node(const wire::Op& op, const Place& place, base::UniqueFd& fd) {
-  const int dir = place.dir.get();
-  const char* name = place.name.c_str();
-  switch (op.kind) {
-    case wire::OpKind::kCreate:
-      fd.reset(::openat(dir, name, O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, 0600));
-      return fd ? 0 : errno;
-    case wire::OpKind::kMkdir:
-      if (::mkdirat(dir, name, 0700) != 0) return errno;
-      fd.reset(::openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-      return fd ? 0 : errno;
-    case wire::OpKind::kSymlink:
-      return ::symlinkat(op.target.c_str(), dir, name) == 0 ? 0 : errno;
-    default:
-      return ::mknodat(dir, name, (op.mode & S_IFMT) | 0600, op.rdev) == 0 ? 0 : errno;
+// Owner and mode that the new node is to have.
+struct Dress {
+  Owner owner;
+  mode_t mode;
+};
+
+Dress dress_of(const OpContext& context, const wire::Op& op, const struct stat& parent) {
+  Dress dress{owner_of(context, op), static_cast<mode_t>(op.mode & 07777)};
+  if ((parent.st_mode & S_ISGID) != 0) {
+    dress.owner.gid = parent.st_gid;
+    if (op.kind == wire::OpKind::kMkdir) dress.mode |= S_ISGID;
   }
+  return dress;
 }
 
-// Owner, mode and time of what was just made.
-Result<void> dress(const OpContext& context, const wire::Op& op, const Place& place, int fd,
-                   const struct stat& parent) {
+// The mode of what is root's for a moment: nobody else may open it before it is given away.
+mode_t half_made_mode(bool directory) { return directory ? 0700 : 0600; }
+
+// Makes it; `fd` is open for writing (a file) or O_PATH.
+int make_node(const OpContext& context, const wire::Op& op, const Place& place, const Dress& dress,
+              base::UniqueFd& fd) {
   const int dir = place.dir.get();
   const char* name = place.name.c_str();
-  auto owner = owner_of(context, op);
-  mode_t mode = op.mode & 07777;
-  if ((parent.st_mode & S_ISGID) != 0) {
-    owner.gid = parent.st_gid;
-    if (op.kind == wire::OpKind::kMkdir) mode |= S_ISGID;
+  const BornAs born(dress.owner.uid, dress.owner.gid);
+  const bool final = born.holds() || !context.who.root();
+  const mode_t mode = final ? dress.mode : half_made_mode(op.kind == wire::OpKind::kMkdir);
+  int failed = 0;
+  switch (op.kind) {
+    case wire::OpKind::kCreate:
+      fd.reset(::openat(dir, name, O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, mode));
+      return fd ? 0 : errno;
+    case wire::OpKind::kMkdir:
+      failed = ::mkdirat(dir, name, mode);
+      break;
+    case wire::OpKind::kSymlink:
+      failed = ::symlinkat(op.target.c_str(), dir, name);
+      break;
+    default:
+      failed = ::mknodat(dir, name, (op.mode & S_IFMT) | mode, op.rdev);
+      break;
   }
-  if (context.who.root()) {
-    const int chowned = fd >= 0 ? ::fchown(fd, owner.uid, owner.gid)
-                                : ::fchownat(dir, name, owner.uid, owner.gid, AT_SYMLINK_NOFOLLOW);
-    if (chowned != 0) return base::last_errno("chown");
+  if (failed != 0) return errno;
+  fd.reset(::openat(dir, name, O_PATH | O_NOFOLLOW | O_CLOEXEC));
+  return fd ? 0 : errno;
+}
+
+// Of a node whatever its type, open in any way. fchmod(2) refuses O_PATH, hence the magic link.
+int chmod_node(int fd, mode_t mode) {
+  if (::fchmod(fd, mode) == 0) return 0;
+  return errno == EBADF ? ::chmod(("/proc/self/fd/" + std::to_string(fd)).c_str(), mode) : -1;
+}
+
+// Whether this is a node that an agent made and had not given away yet when it died, which it leaves
+// only where the kernel refuses BornAs. Anything else was changed by others since, and stays.
+bool half_made(const OpContext& context, const Dress& dress, const struct stat& st) {
+  if (!context.who.root() || st.st_uid != context.who.agent_uid || dress.owner.uid == st.st_uid) return false;
+  if (S_ISDIR(st.st_mode)) return (st.st_mode & 0777) == half_made_mode(true);
+  if (S_ISREG(st.st_mode) && st.st_size != 0) return false;
+  return st.st_nlink == 1 && (S_ISLNK(st.st_mode) || (st.st_mode & 07777) == half_made_mode(false));
+}
+
+// What birth did not give: the owner where the kernel refused BornAs, the mode where a umask, an ACL
+// or the change of owner took bits.
+Result<void> complete(const OpContext& context, int fd, const Dress& dress, const struct stat& st) {
+  const bool foreign = st.st_uid != dress.owner.uid || st.st_gid != dress.owner.gid;
+  if (context.who.root() && foreign &&
+      ::fchownat(fd, "", dress.owner.uid, dress.owner.gid, AT_EMPTY_PATH) != 0) {
+    return base::last_errno("chown");
   }
-  if (op.kind != wire::OpKind::kSymlink) {
-    const int chmodded = fd >= 0 ? ::fchmod(fd, mode) : ::fchmodat(dir, name, mode, AT_SYMLINK_NOFOLLOW);
-    if (chmodded != 0) return base::last_errno("chmod");
+  if (!S_ISLNK(st.st_mode) && (foreign || (st.st_mode & 07777) != dress.mode) &&
+      chmod_node(fd, dress.mode) != 0) {
+    return base::last_errno("chmod");
   }
-  return fd >= 0 ? set_mtime(fd, op.mtime_ns) : set_mtime(dir, place.name, op.mtime_ns);
+  return {};
+}
+
+// Owner, mode and time of what was just made; `st` afterwards. A name that stands for another node by
+// now (code in the sandbox moved it) is left alone.
+Result<void> finish_make(const OpContext& context, const wire::Op& op, const Place& place, int fd,
+                         const Dress& dress, struct stat& st) {
+  auto born = stat_fd(fd);
+  if (!born) return std::move(born).error();
+  const bool ours = (born->st_mode & S_IFMT) == type_of(op) &&
+                    (born->st_uid == dress.owner.uid || half_made(context, dress, *born));
+  if (!ours && context.who.root()) return base::errno_error(ESTALE, "create");
+  if (auto whole = complete(context, fd, dress, *born); !whole) return whole;
+  auto timed = op.kind == wire::OpKind::kCreate ? set_mtime(fd, op.mtime_ns)
+                                                : set_mtime(place.dir.get(), place.name, op.mtime_ns);
+  if (!timed) return timed;
+  auto after = stat_fd(fd);
+  if (!after) return std::move(after).error();
+  st = *after;
+  return {};
 }
 
 Result<void> check_make(const OpContext& context, const wire::Op& op) {
@@ -142,6 +200,31 @@ void fill_gone(const Leaving& leaving, bool kept, wire::Attr& out) {
   if (st && (st->st_nlink > 0 || kept)) out = make_attr(*st);
 }
 
+// A creation whose name was taken.
+Result<void> make_over(const OpContext& context, const wire::Op& op, const Place& place, const Dress& dress,
+                       wire::OpDone& done) {
+  auto st = stat_place(place, {});
+  if (!st) return std::move(st).error();
+  if (!stands_for(op, place, *st)) return base::errno_error(EEXIST, "create");
+  if (retried(op) && half_made(context, dress, *st)) {
+    const base::UniqueFd fd(::openat(place.dir.get(), place.name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+    st = fd ? stat_fd(fd.get()) : Result<struct stat>(base::last_errno("open"));
+    if (!st) return std::move(st).error();
+    if (half_made(context, dress, *st)) {
+      if (auto whole = complete(context, fd.get(), dress, *st); !whole) return whole;
+    }
+    st = stat_fd(fd.get());
+    if (!st) return std::move(st).error();
+  }
+  const bool empties = op.kind == wire::OpKind::kCreate && (op.flags & (O_TRUNC | O_EXCL)) == O_TRUNC;
+  if (empties) {
+    if (auto emptied = empty_file(op, place, *st); !emptied) return emptied;
+  }
+  done.attr = make_attr(*st);
+  fill_parent(place.dir.get(), done.parent);
+  return {};
+}
+
 }  // namespace
 
 Result<void> do_make(OpContext& context, const wire::Op& op, wire::OpDone& done) {
@@ -150,29 +233,19 @@ Result<void> do_make(OpContext& context, const wire::Op& op, wire::OpDone& done)
   if (!place) return std::move(place).error();
   auto parent = stat_fd(place->dir.get());
   if (!parent) return std::move(parent).error();
+  const auto dress = dress_of(context, op, *parent);
   base::UniqueFd fd;
-  const int error = make_node(op, *place, fd);
-  if (error == EEXIST) {
-    auto st = stat_place(*place, {});
-    if (!st) return std::move(st).error();
-    if (!stands_for(op, *place, *st)) return base::errno_error(EEXIST, "create");
-    const bool empties = op.kind == wire::OpKind::kCreate && (op.flags & (O_TRUNC | O_EXCL)) == O_TRUNC;
-    if (empties) {
-      if (auto emptied = empty_file(op, *place, *st); !emptied) return emptied;
-    }
-    done.attr = make_attr(*st);
-    fill_parent(place->dir.get(), done.parent);
-    return {};
-  }
+  const int error = make_node(context, op, *place, dress, fd);
+  if (error == EEXIST) return make_over(context, op, *place, dress, done);
   if (error != 0) return base::errno_error(error, "create");
-  if (auto dressed = dress(context, op, *place, fd.get(), *parent); !dressed) {
+  if (base::fault::active("agent.crash_in_create", op.path)) std::abort();
+  struct stat st {};
+  if (auto finished = finish_make(context, op, *place, fd.get(), dress, st); !finished) {
     (void)::unlinkat(place->dir.get(), place->name.c_str(),
                      op.kind == wire::OpKind::kMkdir ? AT_REMOVEDIR : 0);
-    return dressed;
+    return finished;
   }
-  auto st = fd ? stat_fd(fd.get()) : stat_place(*place, {});
-  if (!st) return std::move(st).error();
-  done.attr = make_attr(*st);
+  done.attr = make_attr(st);
   fill_parent(place->dir.get(), done.parent);
   return {};
 }
@@ -199,44 +272,59 @@ Result<void> do_link(OpContext& context, const wire::Op& op, wire::OpDone& done)
   return {};
 }
 
-Result<void> do_unlink(OpContext& context, const wire::Op& op, wire::OpDone& done) {
-  if (op.path.empty()) return base::errno_error(EISDIR, "root");
+namespace {
+
+// What is to be removed. Without attributes: a repeated removal, and its node is gone already.
+struct Removed {
+  Place place;
+  std::optional<struct stat> st;
+};
+
+Result<Removed> to_remove(OpContext& context, const wire::Op& op) {
   auto place = place_of(context, op);
   if (!place) return std::move(place).error();
   auto st = stat_place(*place, op.expect);
+  if (st) return Removed{std::move(*place), *st};
+  const int error = st.error().as_errno();
+  if (!retried(op) || (error != ENOENT && error != ESTALE)) return std::move(st).error();
+  return Removed{std::move(*place), std::nullopt};
+}
+
+}  // namespace
+
+Result<void> do_unlink(OpContext& context, const wire::Op& op, wire::OpDone& done) {
+  if (op.path.empty()) return base::errno_error(EISDIR, "root");
+  auto found = to_remove(context, op);
+  if (!found) return std::move(found).error();
+  const auto& [place, st] = *found;
   if (!st) {
-    const int error = st.error().as_errno();
-    if (!retried(op) || (error != ENOENT && error != ESTALE)) return std::move(st).error();
-    fill_parent(place->dir.get(), done.parent);
+    fill_parent(place.dir.get(), done.parent);
     return {};
   }
   if (S_ISDIR(st->st_mode)) return base::errno_error(EISDIR, "unlink");
-  auto leaving = before_leaving(op, *place, *st);
+  auto leaving = before_leaving(op, place, *st);
   if (!leaving) return std::move(leaving).error();
   const bool kept = static_cast<bool>(leaving->keep);
   if (auto fine = keep(context, op, *leaving); !fine) return fine;
-  if (::unlinkat(place->dir.get(), place->name.c_str(), 0) != 0) {
+  if (::unlinkat(place.dir.get(), place.name.c_str(), 0) != 0) {
     const int error = errno;
     context.orphans.forget(op.op_id);
     return base::errno_error(error, "unlink");
   }
   fill_gone(*leaving, kept, done.attr);
-  fill_parent(place->dir.get(), done.parent);
+  fill_parent(place.dir.get(), done.parent);
   return {};
 }
 
 Result<void> do_rmdir(OpContext& context, const wire::Op& op, wire::OpDone& done) {
   if (op.path.empty()) return base::errno_error(EBUSY, "root");
-  auto place = place_of(context, op);
-  if (!place) return std::move(place).error();
-  auto st = stat_place(*place, op.expect);
-  if (!st) {
-    const int error = st.error().as_errno();
-    if (!retried(op) || (error != ENOENT && error != ESTALE)) return std::move(st).error();
-  } else if (::unlinkat(place->dir.get(), place->name.c_str(), AT_REMOVEDIR) != 0) {
+  auto found = to_remove(context, op);
+  if (!found) return std::move(found).error();
+  const auto& [place, st] = *found;
+  if (st && ::unlinkat(place.dir.get(), place.name.c_str(), AT_REMOVEDIR) != 0) {
     return base::last_errno("rmdir");
   }
-  fill_parent(place->dir.get(), done.parent);
+  fill_parent(place.dir.get(), done.parent);
   return {};
 }
 

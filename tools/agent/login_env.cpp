@@ -2,13 +2,10 @@
 #include "tools/agent/login_env.h"
 
 #include <algorithm>
-#include <array>
-#include <charconv>
 #include <cstdlib>
-#include <fcntl.h>
 #include <unistd.h>
 
-#include "client/base/unique_fd.h"
+#include "tools/agent/small_file.h"
 
 namespace nearbox::agent {
 namespace {
@@ -24,46 +21,9 @@ std::string_view take(std::string_view& text, char separator) {
   return part;
 }
 
-std::optional<std::uint32_t> number(std::string_view text) {
-  std::uint32_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || text.empty()) return std::nullopt;
-  return value;
-}
-
-std::optional<Account> parse_line(std::string_view line) {
-  Account account;
-  account.name = take(line, ':');
-  take(line, ':');  // password
-  const auto uid = number(take(line, ':'));
-  const auto gid = number(take(line, ':'));
-  take(line, ':');  // comment
-  account.home = take(line, ':');
-  account.shell = take(line, ':');
-  if (account.name.empty() || !uid || !gid) return std::nullopt;
-  account.uid = *uid;
-  account.gid = *gid;
-  return account;
-}
-
-template <class Fn>
-void each_account(std::string_view passwd, Fn fn) {
-  while (!passwd.empty()) {
-    if (auto account = parse_line(take(passwd, '\n'))) {
-      if (fn(*account)) return;
-    }
-  }
-}
-
-template <class Predicate>
-std::optional<Account> first_account(std::string_view passwd, Predicate predicate) {
-  std::optional<Account> found;
-  each_account(passwd, [&](Account& account) {
-    if (!predicate(account)) return false;
-    found = std::move(account);
-    return true;
-  });
-  return found;
+std::optional<Account> account_of(const PasswdEntry* entry) {
+  if (entry == nullptr) return std::nullopt;
+  return Account{*entry, {}};
 }
 
 // A user that no file knows: an empty chroot, or a container run with a bare uid.
@@ -81,39 +41,30 @@ Account unlisted_account(uid_t uid, gid_t gid) {
 }  // namespace
 
 std::optional<Account> account_by_name(std::string_view passwd, std::string_view name) {
-  return first_account(passwd, [&](const Account& a) { return a.name == name; });
+  const auto all = parse_passwd(passwd);
+  return account_of(find_user(all, name));
 }
 
 std::optional<Account> account_by_uid(std::string_view passwd, uid_t uid) {
-  return first_account(passwd, [&](const Account& a) { return a.uid == uid; });
+  const auto all = parse_passwd(passwd);
+  return account_of(find_user(all, uid));
 }
 
 std::optional<Account> account_of_sandbox(std::string_view passwd) {
-  if (auto user = account_by_name(passwd, "user")) return user;
-  std::optional<Account> lowest;
-  each_account(passwd, [&](Account& account) {
-    if (account.uid >= kFirstOrdinaryUid && account.uid < kNobody && (!lowest || account.uid < lowest->uid)) {
-      lowest = std::move(account);
-    }
-    return false;
-  });
-  return lowest;
+  const auto all = parse_passwd(passwd);
+  if (const auto* user = find_user(all, "user")) return account_of(user);
+  const PasswdEntry* lowest = nullptr;
+  for (const auto& entry : all) {
+    const bool ordinary = entry.uid >= kFirstOrdinaryUid && entry.uid < kNobody;
+    if (ordinary && (lowest == nullptr || entry.uid < lowest->uid)) lowest = &entry;
+  }
+  return account_of(lowest);
 }
 
 std::vector<gid_t> groups_of(std::string_view group_file, const Account& account) {
-  std::vector<gid_t> groups;
-  while (!group_file.empty() && groups.size() < kMaxGroups) {
-    auto line = take(group_file, '\n');
-    take(line, ':');  // name
-    take(line, ':');  // password
-    const auto gid = number(take(line, ':'));
-    if (!gid || *gid == account.gid) continue;
-    while (!line.empty()) {
-      if (take(line, ',') != account.name) continue;
-      groups.push_back(*gid);
-      break;
-    }
-  }
+  auto groups = parse_groups_of(group_file, account.name);
+  std::erase(groups, account.gid);
+  if (groups.size() > kMaxGroups) groups.resize(kMaxGroups);
   return groups;
 }
 
@@ -174,7 +125,6 @@ base::Result<Account> find_account(const std::string& name) {
   if (self != 0 && account->uid != self) {
     return base::errno_error(EPERM, "the agent is not root and cannot run commands as " + account->name);
   }
-  if (account->home.empty()) account->home = "/";
   account->groups = groups_of(read_text("/etc/group"), *account);
   return std::move(*account);
 }
@@ -185,7 +135,7 @@ std::vector<std::string> login_environment(const Account& account) {
   set_variable(env, "HOME=" + account.home);
   set_variable(env, "USER=" + account.name);
   set_variable(env, "LOGNAME=" + account.name);
-  set_variable(env, "SHELL=" + (account.shell.empty() ? "/bin/sh" : account.shell));
+  set_variable(env, "SHELL=" + account.shell);
   for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
     const std::string_view view(*entry);
     if (view.starts_with("E2B_") && view.find('=') != std::string_view::npos) set_variable(env, view);
@@ -193,18 +143,6 @@ std::vector<std::string> login_environment(const Account& account) {
   return env;
 }
 
-std::string read_text(const char* path) {
-  std::string text;
-  const base::UniqueFd fd(::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (!fd) return text;
-  std::array<char, 4096> buffer;
-  while (text.size() < kMaxAccountFile) {
-    const ssize_t n = ::read(fd.get(), buffer.data(), buffer.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) break;
-    text.append(buffer.data(), static_cast<std::size_t>(n));
-  }
-  return text;
-}
+std::string read_text(const char* path) { return read_small_file(path, kMaxPasswdFile).value_or(""); }
 
 }  // namespace nearbox::agent

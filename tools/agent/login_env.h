@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "client/base/result.h"
+#include "tools/agent/passwd.h"
 
 // Who a command runs as, and the environment a login would give it. Reads /etc/passwd, /etc/group
 // and /etc/environment itself: the agent is a static binary, in which NSS does not work.
@@ -15,16 +16,10 @@ namespace nearbox::agent {
 
 inline constexpr std::string_view kDefaultPath =
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-inline constexpr std::size_t kMaxAccountFile = 4 * 1024 * 1024;  // of each of the three files
-inline constexpr std::size_t kMaxGroups = 1024;                  // supplementary groups of a user
+inline constexpr std::size_t kMaxGroups = 1024;  // supplementary groups of a user
 
-struct Account {
-  std::string name;
-  uid_t uid = 0;
-  gid_t gid = 0;
+struct Account : PasswdEntry {
   std::vector<gid_t> groups;  // supplementary, without gid
-  std::string home;
-  std::string shell;
 };
 
 // ---- pure: text in, values out ----------------------------------------------------------------
@@ -48,7 +43,7 @@ std::string_view variable(const std::vector<std::string>& env, std::string_view 
 base::Result<Account> find_account(const std::string& name);
 // PATH, /etc/environment, HOME USER LOGNAME SHELL, and the agent's own E2B_* variables.
 std::vector<std::string> login_environment(const Account& account);
-// The contents, at most kMaxAccountFile; "" when it cannot be read.
+// The contents; "" when it cannot be read or is larger than kMaxPasswdFile.
 std::string read_text(const char* path);
 
 }  // namespace nearbox::agent

@@ -12,8 +12,6 @@
 namespace nearbox::agent {
 namespace {
 
-constexpr std::size_t kMaxMountInfo = 16 * 1024 * 1024;
-
 std::string_view take_field(std::string_view& rest) {
   const auto at = rest.find(' ');
   const auto field = rest.substr(0, at);
@@ -60,8 +58,8 @@ constexpr std::array kPseudoTypes = {
 
 }  // namespace
 
-MountTable MountTable::parse(std::string_view mountinfo) {
-  MountTable table;
+std::vector<MountPoint> mount_points(std::string_view mountinfo) {
+  std::vector<MountPoint> all;
   while (!mountinfo.empty()) {
     auto line = mountinfo.substr(0, mountinfo.find('\n'));
     mountinfo.remove_prefix(std::min(mountinfo.size(), line.size() + 1));
@@ -69,24 +67,34 @@ MountTable MountTable::parse(std::string_view mountinfo) {
     take_field(line);
     const auto device = take_field(line);
     take_field(line);
-    const auto point = take_field(line);
+    const auto path = take_field(line);
     const auto dash = line.find(" - ");
     if (dash == std::string_view::npos) continue;
     line.remove_prefix(dash + 3);
-    const auto type = take_field(line);
-    const auto source = take_field(line);
-    std::uint64_t dev = 0;
-    if (!parse_device(device, dev)) continue;
-    const bool in_dev = point == "/dev" && (type == "tmpfs" || type == "ramfs");
-    table.pseudo_[dev] |=
+    MountPoint point;
+    point.path = unescape(path);
+    point.type = take_field(line);
+    point.source = take_field(line);
+    if (parse_device(device, point.dev)) all.push_back(std::move(point));
+  }
+  return all;
+}
+
+MountTable MountTable::parse(std::string_view mountinfo) {
+  MountTable table;
+  for (const auto& point : mount_points(mountinfo)) {
+    const auto& type = point.type;
+    const bool in_dev = point.path == "/dev" && (type == "tmpfs" || type == "ramfs");
+    table.pseudo_[point.dev] |=
         in_dev || std::find(kPseudoTypes.begin(), kPseudoTypes.end(), type) != kPseudoTypes.end();
     const bool fuse = type.rfind("fuse", 0) == 0 && type != "fusectl";
-    if (fuse && (type.find("nearbox") != std::string_view::npos ||
-                 source.find("nearbox") != std::string_view::npos)) {
-      table.own_.insert(unescape(point));
+    const bool ours =
+        type.find("nearbox") != std::string::npos || point.source.find("nearbox") != std::string::npos;
+    if (fuse && ours) {
+      table.own_.insert(point.path);
       continue;
     }
-    table.points_[unescape(point)] = dev;
+    table.points_[point.path] = point.dev;
   }
   return table;
 }

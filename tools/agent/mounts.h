@@ -35,6 +35,17 @@ class MountTable {
   std::map<std::string, std::uint64_t> points_;  // what is mounted there last
 };
 
+inline constexpr std::size_t kMaxMountInfo = 16 * 1024 * 1024;
+
+struct MountPoint {
+  std::string path;
+  std::string type;
+  std::string source;
+  std::uint64_t dev = 0;
+};
+// The lines of /proc/self/mountinfo, in order; malformed ones are left out.
+std::vector<MountPoint> mount_points(std::string_view mountinfo);
+
 // By statfs f_type: file systems that show the kernel's state, not files.
 bool pseudo_magic(std::uint64_t f_type);
 

@@ -22,21 +22,21 @@ bool parse_number(std::string_view text, std::uint32_t& out) {
   return error == std::errc{} && end == text.data() + text.size() && out != 0xffffffffU;
 }
 
-const PasswdEntry* find(const std::vector<PasswdEntry>& all, std::string_view name) {
+}  // namespace
+
+const PasswdEntry* find_user(const std::vector<PasswdEntry>& all, std::string_view name) {
   for (const auto& entry : all) {
     if (entry.name == name) return &entry;
   }
   return nullptr;
 }
 
-const PasswdEntry* find(const std::vector<PasswdEntry>& all, std::uint32_t uid) {
+const PasswdEntry* find_user(const std::vector<PasswdEntry>& all, std::uint32_t uid) {
   for (const auto& entry : all) {
     if (entry.uid == uid) return &entry;
   }
   return nullptr;
 }
-
-}  // namespace
 
 std::vector<PasswdEntry> parse_passwd(std::string_view text) {
   std::vector<PasswdEntry> all;
@@ -83,14 +83,14 @@ std::optional<Identity> pick_identity(const std::string& etc_dir, std::string_vi
   const auto all = parse_passwd(text ? std::string_view(*text) : std::string_view{});
   const PasswdEntry* entry = nullptr;
   if (!wanted.empty()) {
-    entry = find(all, wanted);
+    entry = find_user(all, wanted);
     const bool is_root_by_name = entry == nullptr && wanted == "root" && euid == 0;
     if (entry == nullptr && !is_root_by_name) return std::nullopt;
     if (entry != nullptr && euid != 0 && entry->uid != euid) return std::nullopt;
   } else if (euid == 0) {
-    entry = find(all, "user");
+    entry = find_user(all, "user");
   }
-  if (entry == nullptr) entry = find(all, euid);
+  if (entry == nullptr) entry = find_user(all, euid);
   Identity identity;
   identity.agent_uid = euid;
   identity.agent_gid = egid;

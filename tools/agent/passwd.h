@@ -14,13 +14,20 @@ struct PasswdEntry {
   std::string name;
   std::uint32_t uid = 0;
   std::uint32_t gid = 0;
-  std::string home;
-  std::string shell;
+  std::string home = "/";
+  std::string shell = "/bin/sh";
 };
 
 // Lines that are malformed (too few fields, numbers out of range, comments, NIS "+") are left out.
 // At most kMaxAccounts entries.
 std::vector<PasswdEntry> parse_passwd(std::string_view text);
+
+// The first one of that name or number; nullptr: none.
+const PasswdEntry* find_user(const std::vector<PasswdEntry>& all, std::string_view name);
+const PasswdEntry* find_user(const std::vector<PasswdEntry>& all, std::uint32_t uid);
+// The list may not be one that ends with the expression.
+const PasswdEntry* find_user(std::vector<PasswdEntry>&& all, std::string_view name) = delete;
+const PasswdEntry* find_user(std::vector<PasswdEntry>&& all, std::uint32_t uid) = delete;
 
 // The groups (by number) that list `user` as a member in /etc/group's text; without the primary one.
 std::vector<std::uint32_t> parse_groups_of(std::string_view text, std::string_view user);

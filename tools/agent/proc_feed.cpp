@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <pthread.h>
 #include <system_error>
 
 #include "tools/agent/proc_table_impl.h"
@@ -59,6 +60,7 @@ int ProcTable::Impl::add_feeder(const ProcPtr& proc, const std::shared_ptr<Attac
   feeder.attach = attach;
   try {
     feeder.thread = std::jthread([this, proc, attach, &feeder]() noexcept {
+      pthread_setname_np(pthread_self(), "proc-feed");
       feed(*proc, *attach);
       feeder.done = true;
       wake();  // the poll thread joins us

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <csignal>
+#include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/wait.h>
@@ -32,6 +33,7 @@ std::size_t unread(const Watched& pipe) {
 }  // namespace
 
 void ProcTable::Impl::loop(const std::stop_token& stop) noexcept {
+  pthread_setname_np(pthread_self(), "procs");
   block_signals();
   std::array<epoll_event, kMaxEvents> events;
   while (!stop.stop_requested()) {

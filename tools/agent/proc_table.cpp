@@ -96,13 +96,14 @@ base::Result<wire::ProcReply> ProcTable::Impl::start(const wire::ProcStart& requ
   }
   auto spec = make_spec(request, options_.sandbox_user);
   if (!spec) return fail_start(*reserved, std::move(spec).error());
-  if (auto marked = marks_.claim(request.proc); !marked)
+  StartMarkers* const marks = options_.start_marks.get();
+  if (auto marked = marks != nullptr ? marks->claim(request.proc) : base::Result<void>{}; !marked)
     return fail_start(*reserved, std::move(marked).error());
   spec->nofile_soft = options_.child_nofile_soft;
   spec->cgroup_procs = options_.child_cgroup_procs;
   auto spawned = spawn(*spec);
   if (!spawned) {
-    marks_.drop(request.proc);
+    if (marks != nullptr) marks->drop(request.proc);
     return fail_start(*reserved, std::move(spawned).error());
   }
   return finish_start(*reserved, std::move(*spawned));
@@ -312,7 +313,7 @@ void ProcTable::forget(const wire::ProcForget& note) {
   const ProcPtr proc = impl_->find(note.proc);
   if (!proc) return;
   proc->forgotten = true;  // one that runs goes when it has ended
-  impl_->marks_.drop(note.proc);
+  if (impl_->options_.start_marks) impl_->options_.start_marks->drop(note.proc);
   if (proc->final) impl_->procs_.erase(note.proc);
   impl_->wake();
 }

@@ -10,6 +10,7 @@
 #include "client/base/result.h"
 #include "client/channel/mux_server.h"
 #include "client/wire/messages.h"
+#include "tools/agent/start_marker.h"
 
 namespace nearbox::agent {
 
@@ -40,7 +41,7 @@ class ProcTable {
     std::string sandbox_user;             // whom an empty ProcStart.user means; "": find out (login_env.h)
     std::uint64_t child_nofile_soft = 0;  // RLIMIT_NOFILE commands get: what the agent was started with
                                           // before it raised its own; 0: as the agent has now
-    std::string start_marks;              // directory for StartMarkers; "": none
+    std::shared_ptr<StartMarkers> start_marks;  // of all sessions; none: nothing is marked
     std::string child_cgroup_procs;  // cgroup.procs that commands enter, the one the agent left; "": none
   };
   ProcTable(const Options& options, ExitFn on_exit, base::Logger& log);

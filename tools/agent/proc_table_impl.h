@@ -142,7 +142,6 @@ struct ProcTable::Impl {
   void read_leftover(std::uint64_t serial) EXCLUDES(mu_);
 
   const Options options_;
-  const StartMarkers marks_{options_.start_marks};
   const ExitFn on_exit_;
   base::Logger& log_;
   base::UniqueFd epoll_;

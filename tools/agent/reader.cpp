@@ -19,11 +19,11 @@ namespace {
 
 using base::Result;
 
-// A file to read from: the kept one, or a fresh descriptor.
+// What to read from: the kept file, or a fresh descriptor.
 struct Source {
   OrphanTable::FdPtr kept;
-  OpenFile own;
-  int fd() const { return kept ? kept->get() : own.fd.get(); }
+  base::UniqueFd own;
+  int fd() const { return kept ? kept->get() : own.get(); }
 };
 
 Result<Place> place_of(ReadContext& context, std::uint32_t root, const std::string& path) {
@@ -32,7 +32,9 @@ Result<Place> place_of(ReadContext& context, std::uint32_t root, const std::stri
   return open_place((*at)->dir.get(), path);
 }
 
-Result<Source> open_source(ReadContext& context, const wire::PathCall& at) {
+// `open` (place, expected node) gives the fresh descriptor.
+template <class Open>
+Result<Source> open_source(ReadContext& context, const wire::PathCall& at, Open open) {
   Source source;
   if (at.orphan != 0) {
     auto kept = context.orphans.get(at.orphan, at.expect);
@@ -42,10 +44,16 @@ Result<Source> open_source(ReadContext& context, const wire::PathCall& at) {
   }
   auto place = place_of(context, at.root, at.path);
   if (!place) return std::move(place).error();
-  auto file = open_regular(*place, at.expect, O_RDONLY);
-  if (!file) return std::move(file).error();
-  source.own = std::move(*file);
+  Result<base::UniqueFd> fd = open(*place, at.expect);
+  if (!fd) return std::move(fd).error();
+  source.own = std::move(*fd);
   return source;
+}
+
+Result<base::UniqueFd> open_to_read(const Place& place, wire::NodeId expect) {
+  auto file = open_regular(place, expect, O_RDONLY);
+  if (!file) return std::move(file).error();
+  return std::move(file->fd);
 }
 
 // Reads until `into` is full or the file ends.
@@ -69,7 +77,7 @@ void answer_read(ReadContext& context, const wire::Read& call, channel::Responde
     return responder.end(EINVAL);
   }
   const auto as_of = Versions::process().now();
-  auto source = open_source(context, call.at);
+  auto source = open_source(context, call.at, open_to_read);
   if (!source) return responder.end(source.error().as_errno());
   wire::Bytes buffer(std::min<std::uint64_t>(kReadChunk, call.length));
   wire::ReadReply reply;
@@ -253,28 +261,6 @@ void answer_stat_fs(ReadContext& context, const wire::PathCall& call, channel::R
 
 namespace {
 
-struct XattrSource {
-  OrphanTable::FdPtr kept;
-  base::UniqueFd own;
-  int fd() const { return kept ? kept->get() : own.get(); }
-};
-
-Result<XattrSource> open_xattr(ReadContext& context, const wire::PathCall& at) {
-  XattrSource source;
-  if (at.orphan != 0) {
-    auto kept = context.orphans.get(at.orphan, at.expect);
-    if (!kept) return std::move(kept).error();
-    source.kept = std::move(*kept);
-    return source;
-  }
-  auto place = place_of(context, at.root, at.path);
-  if (!place) return std::move(place).error();
-  auto fd = open_for_xattr(*place, at.expect);
-  if (!fd) return std::move(fd).error();
-  source.own = std::move(*fd);
-  return source;
-}
-
 void answer_bytes(Result<wire::Bytes>&& bytes, channel::Responder& responder) {
   if (!bytes) return responder.end(bytes.error().as_errno());
   responder.end(0, wire::encode(wire::BytesReply{std::move(*bytes)}));
@@ -284,13 +270,13 @@ void answer_bytes(Result<wire::Bytes>&& bytes, channel::Responder& responder) {
 
 void answer_get_xattr(ReadContext& context, const wire::XattrCall& call, channel::Responder& responder) {
   if (!user_xattr(call.name)) return responder.end(ENODATA);
-  auto source = open_xattr(context, call.at);
+  auto source = open_source(context, call.at, open_for_xattr);
   if (!source) return responder.end(source.error().as_errno() == EPERM ? ENODATA : source.error().as_errno());
   answer_bytes(get_xattr(source->fd(), call.name), responder);
 }
 
 void answer_list_xattr(ReadContext& context, const wire::XattrCall& call, channel::Responder& responder) {
-  auto source = open_xattr(context, call.at);
+  auto source = open_source(context, call.at, open_for_xattr);
   if (!source && source.error().as_errno() == EPERM) return answer_bytes(wire::Bytes{}, responder);
   if (!source) return responder.end(source.error().as_errno());
   answer_bytes(list_xattrs(source->fd()), responder);

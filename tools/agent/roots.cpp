@@ -7,6 +7,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "tools/agent/born_as.h"
 #include "tools/agent/fs_path.h"
 
 namespace nearbox::agent {
@@ -36,10 +37,13 @@ base::Result<void> RootTable::make_directories(const std::string& path, std::str
     at = path.find('/', at + 1);
     if (at == std::string::npos) at = path.size();
     const auto part = path.substr(0, at);
-    if (::mkdir(part.c_str(), 0755) != 0) {
-      if (errno == EEXIST || errno == EISDIR || errno == EROFS) continue;
-      return base::last_errno("mkdir");
+    int made_error = 0;
+    {
+      const BornAs born(who_.uid, who_.gid);
+      if (::mkdir(part.c_str(), 0755) != 0) made_error = errno;
     }
+    if (made_error == EEXIST || made_error == EISDIR || made_error == EROFS) continue;
+    if (made_error != 0) return base::errno_error(made_error, "mkdir");
     if (made != nullptr && made->empty()) *made = part;
     const base::UniqueFd fresh(::open(part.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
     if (!fresh) return base::last_errno("open");

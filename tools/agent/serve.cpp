@@ -16,6 +16,7 @@ namespace nearbox::agent {
 namespace {
 
 constexpr int kTick = 250;                    // ms
+constexpr std::chrono::seconds kEndWait{10};  // for sessions when the agent ends
 constexpr std::chrono::seconds kLockWait{5};  // for an agent of this build that is ending
 constexpr off_t kMaxLogBytes = 1024 * 1024;
 
@@ -114,7 +115,7 @@ int serve_command(const ServeCommand& command, const CarrierMaker& tcp, const Ca
   if (who->known) options.procs.sandbox_user = who->user;
   options.procs.child_nofile_soft = around.nofile_soft;
   options.procs.child_cgroup_procs = around.cgroup_procs;
-  options.procs.start_marks = setup->directory + "/started";
+  options.procs.start_marks = std::make_shared<StartMarkers>(setup->directory + "/started");
   options.procs.attach_grace_ms = static_cast<std::uint32_t>(command.grace.count()) * 1000;
   options.linger = command.linger;
   options.session_grace = command.grace;
@@ -132,6 +133,12 @@ int serve_command(const ServeCommand& command, const CarrierMaker& tcp, const Ca
   run_until_done(agent, log);
   (void)::unlink(setup->paths.state.c_str());
   agent.stop();
+  if (!agent.end_sessions(std::chrono::steady_clock::now() + kEndWait)) {
+    // A thread in a call that the kernel does not end cannot be joined. What it would have done is as
+    // undone as after a crash, and clients send it again.
+    log.warn("event=forced_end why=\"a file system does not answer\"");
+    ::_exit(0);
+  }
   setup->listener.reset();
   return 0;
 }

@@ -17,12 +17,23 @@ void now(wire::ByteView payload, const ResponderPtr& responder, Fn fn) {
   fn(std::move(*message));
 }
 
-// Decodes here, runs `fn(message, responder)` on a worker of `pool`.
+// Where a small call may hang.
+WorkerPool::Lane lane_of(Session& s, const wire::RootOpen& m) { return s.mounts.of(m.path); }
+WorkerPool::Lane lane_of(Session& s, const wire::Watch& m) { return s.lane(m.root, std::string()); }
+WorkerPool::Lane lane_of(Session& s, const wire::Barrier& m) { return s.lane(m.root, std::string()); }
+WorkerPool::Lane lane_of(Session& s, const wire::StatMany& m) { return s.lane(m.root, m.paths); }
+WorkerPool::Lane lane_of(Session& s, const wire::PathCall& m) { return s.lane(m.root, m.path); }
+WorkerPool::Lane lane_of(Session& s, const wire::XattrCall& m) { return s.lane(m.at.root, m.at.path); }
+WorkerPool::Lane lane_of(Session& s, const wire::ProcStart& m) { return s.mounts.of(m.cwd); }
+
+// Decodes here, runs `fn(message, responder)` on a worker for small calls.
 template <class M, class Fn>
-void on(WorkerPool& pool, wire::ByteView payload, const ResponderPtr& responder, Fn fn) {
+void on(Session& session, wire::ByteView payload, const ResponderPtr& responder, Fn fn) {
   now<M>(payload, responder, [&](M&& message) {
-    const bool taken = pool.submit(
-        [message = std::move(message), responder, fn = std::move(fn)]() mutable { fn(message, *responder); });
+    const auto lane = lane_of(session, message);
+    const bool taken = session.small.submit(
+        [message = std::move(message), responder, fn = std::move(fn)]() mutable { fn(message, *responder); },
+        lane);
     if (!taken) responder->end(EBUSY);
   });
 }
@@ -49,26 +60,24 @@ void Service::on_call(Method method, wire::ByteView payload, ResponderPtr respon
 
 bool Service::file_call(Method method, wire::ByteView payload, const ResponderPtr& responder) {
   Session* const s = session_.get();  // outlives its workers' jobs
-  auto& small = s->small;
   switch (method) {
     case Method::kInfo:
       answer_info(who_, *responder);
       return true;
     case Method::kRootOpen:
-      on<wire::RootOpen>(small, payload, responder,
-                         [s](const auto& m, auto& r) { answer(r, s->open_root(m)); });
+      on<wire::RootOpen>(*s, payload, responder, [s](const auto& m, auto& r) { answer(r, s->open_root(m)); });
       return true;
     case Method::kWatch:
-      on<wire::Watch>(small, payload, responder, [s](const auto& m, auto& r) { answer(r, s->watch(m)); });
+      on<wire::Watch>(*s, payload, responder, [s](const auto& m, auto& r) { answer(r, s->watch(m)); });
       return true;
     case Method::kBarrier:
-      on<wire::Barrier>(small, payload, responder, [s](const auto& m, auto& r) { answer(r, s->barrier(m)); });
+      on<wire::Barrier>(*s, payload, responder, [s](const auto& m, auto& r) { answer(r, s->barrier(m)); });
       return true;
     case Method::kTree:
       now<wire::Tree>(payload, responder, [&](wire::Tree&& m) { s->tree(m, this, responder); });
       return true;
     case Method::kStatMany:
-      on<wire::StatMany>(small, payload, responder, [context = s->reads()](const auto& m, auto& r) mutable {
+      on<wire::StatMany>(*s, payload, responder, [context = s->reads()](const auto& m, auto& r) mutable {
         answer_stat_many(context, m, r);
       });
       return true;
@@ -80,22 +89,22 @@ bool Service::file_call(Method method, wire::ByteView payload, const ResponderPt
                           [&](wire::ReadMany&& m) { s->read_many(std::move(m), responder); });
       return true;
     case Method::kStatFs:
-      on<wire::PathCall>(small, payload, responder, [context = s->reads()](const auto& m, auto& r) mutable {
+      on<wire::PathCall>(*s, payload, responder, [context = s->reads()](const auto& m, auto& r) mutable {
         answer_stat_fs(context, m, r);
       });
       return true;
     case Method::kGetXattr:
-      on<wire::XattrCall>(small, payload, responder, [context = s->reads()](const auto& m, auto& r) mutable {
+      on<wire::XattrCall>(*s, payload, responder, [context = s->reads()](const auto& m, auto& r) mutable {
         answer_get_xattr(context, m, r);
       });
       return true;
     case Method::kListXattr:
-      on<wire::XattrCall>(small, payload, responder, [context = s->reads()](const auto& m, auto& r) mutable {
+      on<wire::XattrCall>(*s, payload, responder, [context = s->reads()](const auto& m, auto& r) mutable {
         answer_list_xattr(context, m, r);
       });
       return true;
     case Method::kReadLink:
-      on<wire::PathCall>(small, payload, responder, [context = s->reads()](const auto& m, auto& r) mutable {
+      on<wire::PathCall>(*s, payload, responder, [context = s->reads()](const auto& m, auto& r) mutable {
         answer_read_link(context, m, r);
       });
       return true;
@@ -112,7 +121,7 @@ bool Service::process_call(Method method, wire::ByteView payload, const Responde
   auto& procs = s->procs();
   switch (method) {
     case Method::kProcStart:
-      on<wire::ProcStart>(s->small, payload, responder,
+      on<wire::ProcStart>(*s, payload, responder,
                           [s](const auto& m, auto& r) { answer(r, s->procs().start(m)); });
       return true;
     case Method::kProcAttach:

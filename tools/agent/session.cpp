@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/agent/session.h"
 
+#include <algorithm>
 #include <csignal>
 #include <cstdlib>
 
@@ -13,14 +14,18 @@ namespace {
 constexpr std::size_t kEventChunk = 256 * 1024;
 constexpr std::chrono::milliseconds kCancelLook{250};  // how soon a pump sees that its call is over
 
+std::string below(const Root& root, const std::string& path) {
+  return root.path == "/" ? "/" + path : root.path + "/" + path;
+}
+
 }  // namespace
 
 Session::Session(const wire::SessionId& id, std::uint64_t instance, const Identity& who,
                  const ProcTable::Options& procs, base::Timers& timers, Watcher& watcher, base::Logger& log)
     : roots(who),
       parking(std::make_shared<Parking>(timers)),
-      small("small-calls", kSmallThreads),
-      streams("streams", kStreamThreads),
+      small("small-calls", kSmallThreads, kSmallPerLane),
+      streams("streams", kStreamThreads, kStreamsPerLane),
       id_(id),
       instance_(instance),
       who_(who),
@@ -36,7 +41,10 @@ Session::Session(const wire::SessionId& id, std::uint64_t instance, const Identi
             run_op(op);
             return wire::OpDone{};
           },
-          [](const wire::Op&, const wire::OpDone&) {}, parking),
+          [](const wire::Op&, const wire::OpDone&) {}, parking,
+          [this](const wire::Op& op) {
+            return op.path2.empty() ? lane(op.root, op.path) : lane(op.root, {op.path, op.path2});
+          }),
       trees_("trees", kTreeThreads),
       pumps_("event-pump", kMaxSubscriptions) {}
 
@@ -182,12 +190,27 @@ void Session::stop_applying() {
 void Session::confirm(const wire::Confirm& note) {
   events.confirm(note.seq);
   base::MutexLock lock(mu_);
-  nonce_ = note.nonce;
+  nonce_ = std::max(nonce_, note.nonce);  // one that took another lane or connection may come late
 }
 
 std::uint64_t Session::nonce() {
   base::MutexLock lock(mu_);
   return nonce_;
+}
+
+WorkerPool::Lane Session::lane(std::uint32_t root, const std::string& path) {
+  const auto at = roots.get(root);
+  return at ? mounts.of(below(**at, path)) : 0;
+}
+
+WorkerPool::Lane Session::lane(std::uint32_t root, const std::vector<std::string>& paths) {
+  const auto at = roots.get(root);
+  if (!at) return 0;
+  const auto own = mounts.of((*at)->path);
+  for (const auto& path : paths) {
+    if (const auto other = mounts.of(below(**at, path)); other != own) return other;
+  }
+  return own;
 }
 
 void Session::read(wire::Read call, channel::ResponderPtr responder) {
@@ -198,10 +221,12 @@ void Session::read(wire::Read call, channel::ResponderPtr responder) {
   // A short read never waits for credit; long ones have threads of their own, so that a client which
   // takes its time with them is still answered everything else.
   WorkerPool& pool = call.length <= kReadChunk ? small : streams;
-  const bool taken = pool.submit([this, call, responder] {
-    auto context = reads();
-    answer_read(context, call, *responder);
-  });
+  const bool taken = pool.submit(
+      [this, call, responder] {
+        auto context = reads();
+        answer_read(context, call, *responder);
+      },
+      lane(call.at.root, call.at.path));
   if (!taken) responder->end(EBUSY);
 }
 
@@ -213,10 +238,15 @@ void Session::read_many(wire::ReadMany call, channel::ResponderPtr responder) {
                        [this, call, responder] { read_many(call, responder); }};
     if (parking->park_if_held(hold)) return;
   }
-  const bool taken = streams.submit([this, call = std::move(call), responder] {
-    auto context = reads();
-    answer_read_many(context, call, *responder);
-  });
+  std::vector<std::string> paths;
+  for (const auto& item : call.items) paths.push_back(item.path);
+  const auto at = lane(call.root, paths);
+  const bool taken = streams.submit(
+      [this, call = std::move(call), responder] {
+        auto context = reads();
+        answer_read_many(context, call, *responder);
+      },
+      at);
   if (!taken) responder->end(EBUSY);
 }
 

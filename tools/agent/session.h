@@ -19,6 +19,7 @@
 #include "tools/agent/event_log.h"
 #include "tools/agent/executor.h"
 #include "tools/agent/fs_ops.h"
+#include "tools/agent/mount_lanes.h"
 #include "tools/agent/orphans.h"
 #include "tools/agent/parking.h"
 #include "tools/agent/passwd.h"
@@ -31,9 +32,11 @@
 
 namespace nearbox::agent {
 
-inline constexpr std::size_t kSmallThreads = 8;    // calls that answer at once, of one session
-inline constexpr std::size_t kStreamThreads = 16;  // reads that may wait for credit
-inline constexpr std::size_t kTreeThreads = 4;     // tree calls at one time
+inline constexpr std::size_t kSmallThreads = 24;   // calls that answer at once, of one session
+inline constexpr std::size_t kSmallPerLane = 8;    // of them on one file system (MountLanes)
+inline constexpr std::size_t kStreamThreads = 32;  // reads that may wait for credit
+inline constexpr std::size_t kStreamsPerLane = 16;
+inline constexpr std::size_t kTreeThreads = 4;  // tree calls at one time
 inline constexpr std::size_t kMaxSubscriptions = 8;
 inline constexpr std::size_t kMaxSessionConnections = 16;
 
@@ -89,12 +92,18 @@ class Session {
   bool has_background_process();  // one that outlives the session's grace
   void hang_up_foreground();      // HUP to the others
 
+  // The lane of what is done at `path` below a root; of several paths the first that is on another file
+  // system than the root itself, since that one may hang.
+  WorkerPool::Lane lane(std::uint32_t root, const std::string& path);
+  WorkerPool::Lane lane(std::uint32_t root, const std::vector<std::string>& paths);
+
   ProcTable& procs() { return *procs_; }
   ReadContext reads() { return {who_, roots, orphans}; }
 
   RootTable roots;
   OrphanTable orphans;
   EventLog events;
+  MountLanes mounts;
   const std::shared_ptr<Parking> parking;
   WorkerPool small;    // calls that never wait for credit
   WorkerPool streams;  // calls that may

@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <string>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <utility>
 
 #include "client/wire/messages.h"
 #include "tools/agent/small_file.h"
@@ -15,7 +17,7 @@ namespace nearbox::agent {
 namespace {
 
 constexpr rlim_t kDescriptors = 65536;
-constexpr const char* kOomScore = "-900";
+constexpr int kOomScore = -900;
 
 bool move_to(const std::string& directory, const std::string& pid) {
   return write_kernel_file((directory + "/cgroup.procs").c_str(), pid);
@@ -29,8 +31,7 @@ bool leave_unified(const std::string& root, const std::string& pid) {
   return move_to(sibling, pid);
 }
 
-bool leave_cgroup() {
-  const std::string root = "/sys/fs/cgroup";
+bool leave_cgroup(const std::string& root) {
   const auto pid = std::to_string(::getpid());
   struct stat st {};
   if (::stat((root + "/cgroup.controllers").c_str(), &st) == 0) return leave_unified(root, pid);
@@ -44,17 +45,41 @@ bool leave_cgroup() {
 }
 
 // Where the group of this process takes members, version 2 only; "" for the root.
-std::string own_cgroup_procs() {
-  const auto text = read_small_file("/proc/self/cgroup", 65536);
+std::string own_cgroup_procs(const KernelTrees& trees) {
+  const auto text = read_small_file(trees.proc + "/self/cgroup", 65536);
   if (!text) return {};
   const auto at = text->rfind("0::/", 0) == 0 ? 0 : text->find("\n0::/");
   if (at == std::string::npos) return {};
   const auto begin = text->find("0::", at) + 3;
   const auto path = text->substr(begin, text->find('\n', begin) - begin);
-  return path == "/" ? std::string{} : "/sys/fs/cgroup" + path + "/cgroup.procs";
+  return path == "/" ? std::string{} : trees.cgroup + path + "/cgroup.procs";
+}
+
+// Below kOomScore only a process with CAP_SYS_RESOURCE may go; back to 0 from what a build set any may.
+// Source: linux v5.15 fs/proc/base.c, __set_oom_adj().
+bool lower_oom_score(const std::string& proc) {
+  const auto path = proc + "/self/oom_score_adj";
+  const auto text = read_small_file(path, 64);
+  int now = 0;
+  if (!text || std::from_chars(text->data(), text->data() + text->size(), now).ec != std::errc{})
+    return false;
+  if (now <= kOomScore) return true;
+  return write_kernel_file(path.c_str(), std::to_string(kOomScore)) ||
+         (now > 0 && write_kernel_file(path.c_str(), "0"));
 }
 
 }  // namespace
+
+Surroundings leave_limits(const KernelTrees& trees) {
+  Surroundings around;
+  auto before = own_cgroup_procs(trees);
+  if (leave_cgroup(trees.cgroup)) {
+    around.features |= wire::kFeatureOutOfCgroup;
+    around.cgroup_procs = std::move(before);
+  }
+  if (lower_oom_score(trees.proc)) around.features |= wire::kFeatureOomLowered;
+  return around;
+}
 
 Surroundings settle_in() {
   Surroundings around;
@@ -66,12 +91,9 @@ Surroundings settle_in() {
   }
   if (::geteuid() != 0) return around;
   around.features |= wire::kFeatureRoot;
-  auto before = own_cgroup_procs();
-  if (leave_cgroup()) {
-    around.features |= wire::kFeatureOutOfCgroup;
-    around.cgroup_procs = std::move(before);
-  }
-  if (write_kernel_file("/proc/self/oom_score_adj", kOomScore)) around.features |= wire::kFeatureOomLowered;
+  auto left = leave_limits({});
+  around.features |= left.features;
+  around.cgroup_procs = std::move(left.cgroup_procs);
   return around;
 }
 

@@ -13,9 +13,18 @@ struct Surroundings {
   std::string cgroup_procs;       // cgroup.procs of the group that was left (version 2); "": none
 };
 
+// Where the kernel shows what is changed; tests put other directories there.
+struct KernelTrees {
+  std::string proc = "/proc";
+  std::string cgroup = "/sys/fs/cgroup";
+};
+
+// The part that needs root: out of the cgroup, and a lower OOM score.
+Surroundings leave_limits(const KernelTrees& trees);
+
 // Takes this process out of the cgroup that throttles builds (to the root, else a sibling named
-// "nearbox") and lowers its OOM score, where that is allowed; raises the soft limit of descriptors.
-// What is refused is left as it is.
+// "nearbox") and lowers its OOM score, where that is allowed (to -900, else back to 0); raises the soft limit
+// of descriptors. What is refused is left as it is.
 Surroundings settle_in();
 
 }  // namespace nearbox::agent

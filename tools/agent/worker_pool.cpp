@@ -14,28 +14,38 @@ std::atomic<std::size_t> all_threads{0};
 
 }  // namespace
 
-WorkerPool::WorkerPool(std::string name, std::size_t max_threads)
-    : name_(std::move(name)), max_threads_(max_threads) {}
+WorkerPool::WorkerPool(std::string name, std::size_t max_threads, std::size_t lane_share)
+    : name_(std::move(name)), max_threads_(max_threads), lane_share_(lane_share) {}
 
 WorkerPool::~WorkerPool() { stop(); }
 
 void WorkerPool::stop() {
   std::list<Slot> slots;
-  std::deque<std::function<void()>> dropped;
+  std::deque<Job> dropped;
+  std::unordered_map<Lane, LaneState> dropped_lanes;
   {
     base::MutexLock lock(mu_);
     stopping_ = true;
     dropped.swap(queue_);
+    dropped_lanes.swap(lanes_);
+    waiting_ = 0;
     slots.splice(slots.end(), slots_);
     wake_.notify_all();
   }
   slots.clear();  // joins
 }
 
-bool WorkerPool::submit(std::function<void()> job) {
+bool WorkerPool::submit(std::function<void()> job, Lane lane) {
   base::MutexLock lock(mu_);
-  if (stopping_ || queue_.size() >= kMaxPoolQueue) return false;
-  queue_.push_back(std::move(job));
+  if (stopping_ || queue_.size() + waiting_ >= kMaxPoolQueue) return false;
+  LaneState& state = lanes_[lane];
+  if (state.admitted >= lane_share_) {
+    state.waiting.push_back(std::move(job));
+    ++waiting_;
+    return true;
+  }
+  ++state.admitted;
+  queue_.push_back({std::move(job), lane});
   if (idle_ >= queue_.size()) {
     wake_.notify_one();
   } else {
@@ -61,6 +71,20 @@ void WorkerPool::grow_locked() {
   ++all_threads;
 }
 
+// A job of the lane ended: the next of it may run. The thread that comes from it looks at the queue.
+void WorkerPool::leave_locked(Lane lane) {
+  const auto it = lanes_.find(lane);
+  if (it == lanes_.end()) return;  // stopped meanwhile
+  LaneState& state = it->second;
+  if (!state.waiting.empty()) {
+    queue_.push_back({std::move(state.waiting.front()), lane});
+    state.waiting.pop_front();
+    --waiting_;
+  } else if (--state.admitted == 0) {
+    lanes_.erase(it);
+  }
+}
+
 void WorkerPool::run(Slot* self) noexcept {
   pthread_setname_np(pthread_self(), name_.substr(0, 15).c_str());
   mu_.lock();
@@ -75,9 +99,10 @@ void WorkerPool::run(Slot* self) noexcept {
     auto job = std::move(queue_.front());
     queue_.pop_front();
     mu_.unlock();
-    job();
-    job = nullptr;  // what it holds goes outside the lock
+    job.run();
+    job.run = nullptr;  // what it holds goes outside the lock
     mu_.lock();
+    leave_locked(job.lane);
   }
   self->finished = true;
   --live_;

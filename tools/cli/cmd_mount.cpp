@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstdio>
 #include <cstdlib>
+#include <unistd.h>
 
 #include <climits>
 
@@ -48,6 +49,12 @@ base::Result<std::string> absolute(const std::string& path) {
 
 int run_mount(App& app, const MountArgs& args) {
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(args.timeout_s);
+  if (args.owner == "numeric" && ::geteuid() != 0) {
+    return fail(app,
+                api::make_error(api::ErrorCode::kArgInvalid,
+                                "--owner is not valid: numeric shows the sandbox's users as users of this "
+                                "machine and is for root alone; leave it out"));
+  }
   auto mountpoint = absolute(args.mountpoint);
   if (!mountpoint) return fail(app, mountpoint.error());
   auto opened = open_daemon(app, args.target, deadline);

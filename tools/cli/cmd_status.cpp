@@ -113,7 +113,8 @@ void add_status(CLI::App& parser, App& app) {
   status->callback([&app] { app.run = [&app] { return run_status(app); }; });
 
   auto args = std::make_shared<FlushArgs>();
-  auto* flush = parser.add_subcommand("flush", "Wait until all is acknowledged both ways");
+  auto* flush = parser.add_subcommand(
+      "flush", "Wait until the sandbox has acknowledged all changes and its own are visible here");
   flush->add_option("path", args->path, "Only the mount this path is in");
   flush->add_option("--timeout", args->timeout_s, "Seconds to wait")->check(CLI::Range(1, 86'400));
   flush->callback([&app, args] { app.run = [&app, args] { return run_flush(app, *args); }; });

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <csignal>
 #include <poll.h>
+#include <pthread.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
 #include <thread>
@@ -57,6 +58,7 @@ class Feeder {
 
  private:
   void run(const std::stop_token& stop) noexcept {
+    pthread_setname_np(pthread_self(), "exec-input");
     if (!input_) (void)envd_.close_stdin(pid_, Clock::now() + kCall);
     while (!stop.stop_requested()) {
       pollfd fds[3] = {{wake_.get(), POLLIN, 0}, {signals_.get(), POLLIN, 0}, {input_ ? 0 : -1, POLLIN, 0}};

@@ -55,7 +55,8 @@ class ControlConnection {
   base::Result<void> read_all(char* into, std::size_t size, Deadline deadline);
 
   base::UniqueFd fd_;
-  base::Mutex write_mu_;  // rank: leaf; held across the bounded write of one frame
+  base::Mutex
+      write_mu_;  // rank: leaf; held while one frame is written, up to the deadline of whoever writes it
 };
 
 // Parses JSON without exceptions; EPROTO otherwise.

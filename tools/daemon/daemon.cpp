@@ -34,7 +34,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kMaxClients = 64;
 constexpr auto kSettle = 30s;  // around a command
-constexpr auto kLinger = 3s;  // after the last use, so that a second command finds the link warm
+constexpr auto kLinger = 3s;   // after the last use, so that a second command finds the link warm
 constexpr auto kRequestDeadline = 60s;
 constexpr auto kHelloDeadline = 10s;
 constexpr auto kStopDeadline = 20s;
@@ -201,11 +201,12 @@ void Daemon::answer(ControlConnection& connection, const nlohmann::json& message
     }
     // The command sees what local programs did before it.
     if (const int error = engine_->drain(std::min(deadline, Clock::now() + kSettle)); error != 0) {
-      const auto why = base::errno_error(error, "wait until the sandbox has all changes made before the command");
+      const auto why =
+          base::errno_error(error, "wait until the sandbox has all changes made before the command");
       (void)connection.write_json({{"error", error_object(why)}}, Clock::now() + 5s);
       return;
     }
-    ExecSession session(engine_->link(), connection, log_);
+    ExecSession session(engine_->link(), connection, engine_->name(), log_);
     session.run(message, deadline, [this] {
       if (const int error = engine_->settle(Clock::now() + kSettle); error != 0) {
         log_.warn("event=not_settled errno=" + std::to_string(error));

@@ -80,7 +80,7 @@ fs::FuseLoopOptions loop_options() {
   return options;
 }
 
-base::Error no_remote(const std::string& dir, const base::Error& error) {
+base::Error no_remote(const std::string& sandbox, const std::string& dir, const base::Error& error) {
   switch (error.as_errno()) {
     case ENOENT:
       return api::fill_error(api::ErrorCode::kRemoteNotFound, {{"PATH", dir}});
@@ -90,7 +90,7 @@ base::Error no_remote(const std::string& dir, const base::Error& error) {
     case EPERM:
       return api::fill_error(api::ErrorCode::kRemotePermission, {{"PATH", dir}});
     default:
-      return base::Error(error).during("open " + dir + " in the sandbox");
+      return api::in_sandbox(base::Error(error).during("open " + dir + " in the sandbox"), sandbox);
   }
 }
 
@@ -130,6 +130,7 @@ struct Engine::Impl {
         tree(*link, timers, log),
         ops(*link, timers, log, [this] { return tree.root_path(); }),
         cache(*link, fs::tree_hooks(tree, *link, ops, timers)),
+        prefetch(tree, cache, *link),
         loop(loop_options(), log) {
     link->add_observer(&up);
     ops.attach(events);
@@ -171,6 +172,7 @@ struct Engine::Impl {
   fs::OpLog ops;
   fs::BlockCache cache;
   ForgetBytes forget{cache};
+  fs::Prefetcher prefetch;
   fs::FuseLoop loop;
 };
 
@@ -224,7 +226,7 @@ base::Result<void> Engine::Impl::open_root(Deadline deadline) {
   const Waiter opened;
   tree.open_root("/", deadline, opened.completion());
   if (const int error = opened.wait(deadline); error != 0) {
-    return base::errno_error(error, "open the sandbox's root");
+    return api::in_sandbox(base::errno_error(error, "open the sandbox's root"), dialer->describe());
   }
   base::MutexLock lock(mu);
   root_open = true;
@@ -237,11 +239,11 @@ base::Result<wire::RootReply> Engine::Impl::resolve(const std::string& dir, Dead
   open.path = dir;
   if (open.path.empty()) {
     auto info = sync_call<wire::InfoReply>(*link, wire::Method::kInfo, Empty{}, deadline, Resend::kYes);
-    if (!info) return std::move(info).error().during("ask the agent");
+    if (!info) return api::in_sandbox(std::move(info).error().during("ask the agent"), dialer->describe());
     open.path = info->work_dir.empty() ? info->home : info->work_dir;
   }
   auto reply = sync_call<wire::RootReply>(*link, wire::Method::kRootOpen, open, deadline, Resend::kYes);
-  if (!reply) return no_remote(open.path, reply.error());
+  if (!reply) return no_remote(dialer->describe(), open.path, reply.error());
   if (reply->path.empty() || reply->path.front() != '/')
     return base::errno_error(EPROTO, "the agent's answer");
   return reply;
@@ -274,7 +276,7 @@ base::Result<nlohmann::json> Engine::Impl::mount(const nlohmann::json& request, 
   tree.load(path, Clock::now() + 1h, known.completion(),
             [loaded = mount.loaded](int error) { loaded->store(error); });
   if (const int error = known.wait(deadline); error != 0)
-    return no_remote(mount.dir, base::errno_error(error));
+    return no_remote(dialer->describe(), mount.dir, base::errno_error(error));
 
   fs::MountOptions options;
   options.mountpoint = mountpoint;
@@ -290,7 +292,7 @@ base::Result<nlohmann::json> Engine::Impl::mount(const nlohmann::json& request, 
   options.allow_other = request.value("allow_other", false);
   options.read_only = request.value("read_only", false);
   options.nonempty = request.value("nonempty", false);
-  auto session = loop.mount(options, {tree, ops, cache, *link, timers});
+  auto session = loop.mount(options, {tree, ops, cache, *link, timers, &prefetch});
   if (!session) return mount_error(std::move(session).error());
   mount.session = *std::move(session);
   const auto made = mount.session;
@@ -420,6 +422,7 @@ nlohmann::json Engine::Impl::status() {
   const auto cached = cache.stats();
   const auto watch = tree.watch_status();
   const auto lag = watch.position.newest - std::min(watch.position.newest, watch.position.handled);
+  const auto guessed = prefetch.stats();
   const auto [nodes, memory] = tree.read(
       [](const sync::Mirror& mirror) { return std::pair(mirror.node_count(), mirror.memory_bytes()); });
   return {{"target", dialer->describe()},
@@ -446,7 +449,16 @@ nlohmann::json Engine::Impl::status() {
             {"unknown", watch.unknown},
             {"looking_again", watch.looking_again}}},
           {"tree", {{"nodes", nodes}, {"memory_bytes", memory}}},
-          {"cache", {{"bytes", cached.bytes}, {"fetched", cached.fetched}}}};
+          {"cache",
+           {{"bytes", cached.bytes},
+            {"fetched", cached.fetched},
+            {"hits", cached.hits},
+            {"misses", cached.misses}}},
+          {"prefetch",
+           {{"asked_bytes", guessed.asked_bytes},
+            {"used_bytes", guessed.used_bytes},
+            {"read_bytes", guessed.read_bytes},
+            {"unforeseen", guessed.unforeseen}}}};
 }
 
 // ---- the public face ------------------------------------------------------------------------
@@ -465,6 +477,7 @@ base::Result<void> Engine::wait_up(Deadline deadline) {
   return std::move(up).error().during(impl_->dialer->describe());  // else nothing says which sandbox
 }
 api::AgentLink& Engine::link() { return *impl_->link; }
+std::string Engine::name() const { return impl_->dialer->describe(); }
 
 base::Result<nlohmann::json> Engine::mount(const nlohmann::json& request, Deadline deadline) {
   if (auto up = wait_up(deadline); !up) return std::move(up).error();
@@ -519,7 +532,7 @@ base::Result<void> Engine::flush(Deadline deadline) {
   }
   if (mounts() == 0) return {};
   if (const int error = impl_->barrier(deadline); error != 0)
-    return base::errno_error(error, "wait for the sandbox's changes; run nearbox flush again");
+    return api::in_sandbox(base::errno_error(error, "wait for the sandbox's changes"), name());
   return {};
 }
 

@@ -33,6 +33,7 @@ class Engine {
   // that was up once is waited for until the deadline.
   base::Result<void> wait_up(Deadline deadline);
   api::AgentLink& link();
+  std::string name() const;  // of the sandbox, as users write it
 
   base::Result<nlohmann::json> mount(const nlohmann::json& request, Deadline deadline);
   // False: that mountpoint is not ours.

@@ -51,10 +51,12 @@ std::vector<std::string> strings(const nlohmann::json& request, const char* key)
 }  // namespace
 
 struct ExecSession::Impl {
-  Impl(api::AgentLink& l, ControlConnection& c, base::Logger& g) : link(l), client(c), log(g) {}
+  Impl(api::AgentLink& l, ControlConnection& c, std::string n, base::Logger& g)
+      : link(l), client(c), name(std::move(n)), log(g) {}
 
   api::AgentLink& link;
   ControlConnection& client;
+  const std::string name;  // of the sandbox, for errors
   base::Logger& log;
   std::uint64_t proc = 0;
 
@@ -103,7 +105,7 @@ struct ExecSession::Impl {
   void tell_end(const SettleFn& settle) EXCLUDES(mu);
   void handle_control(const std::shared_ptr<Impl>& self, const nlohmann::json& message);
   void notify(const std::shared_ptr<Impl>& self, wire::Method method, wire::Bytes payload) EXCLUDES(mu);
-  void hang_up();
+  void hang_up(const std::shared_ptr<Impl>& self) EXCLUDES(mu);
 };
 
 namespace {
@@ -174,8 +176,8 @@ std::string input_ended(int error) {
 
 }  // namespace
 
-ExecSession::ExecSession(api::AgentLink& link, ControlConnection& client, base::Logger& log)
-    : impl_(std::make_shared<Impl>(link, client, log)) {}
+ExecSession::ExecSession(api::AgentLink& link, ControlConnection& client, std::string name, base::Logger& log)
+    : impl_(std::make_shared<Impl>(link, client, std::move(name), log)) {}
 ExecSession::~ExecSession() = default;
 
 void ExecSession::Impl::take_chunk(wire::ByteView bytes) {
@@ -295,7 +297,7 @@ void ExecSession::Impl::tell_end(const SettleFn& settle) {
         error == ENOENT || error == ECONNRESET
             ? api::make_error(api::ErrorCode::kInternal,
                               "the agent in the sandbox was restarted and the command is lost; run it again")
-            : base::errno_error(error == 0 ? EPROTO : error, "the command's output ended");
+            : base::errno_error(error == 0 ? EPROTO : error, name + ": the command's output ended");
     (void)client.write_json({{"error", error_object(failure)}}, Clock::now() + 30s);
   }
   client.shutdown();
@@ -426,10 +428,10 @@ void ExecSession::Impl::handle_control(const std::shared_ptr<Impl>& self, const 
   }
 }
 
-void ExecSession::Impl::hang_up() {
-  const auto send = [this](int signal) {
-    (void)sync_call(link, wire::Method::kProcSignal, wire::encode(wire::ProcSignal{proc, signal, true}),
-                    Clock::now() + 10s, Resend::kYes);
+// The signals go out by themselves, when the link is up: only the command's own end is waited for.
+void ExecSession::Impl::hang_up(const std::shared_ptr<Impl>& self) {
+  const auto send = [&](int signal) {
+    notify(self, wire::Method::kProcSignal, wire::encode(wire::ProcSignal{proc, signal, true}));
   };
   send(SIGHUP);
   const auto limit = Clock::now() + kHangupGrace;
@@ -476,7 +478,9 @@ void ExecSession::run(const nlohmann::json& request, Deadline deadline, const Se
   }
   if (!started) {
     (void)impl.client.write_json(
-        {{"error", error_object(std::move(started).error().during("start command"))}}, Clock::now() + 5s);
+        {{"error",
+          error_object(api::in_sandbox(std::move(started).error().during("start command"), impl.name))}},
+        Clock::now() + 5s);
     return;
   }
   (void)impl.client.write_json({{"started", {{"pid", started->pid}, {"proc", std::to_string(start.proc)}}}},
@@ -525,7 +529,7 @@ void ExecSession::run(const nlohmann::json& request, Deadline deadline, const Se
     base::MutexLock lock(impl.mu);
     running = impl.broken || (!impl.exited && !impl.ended);
   }
-  if (running) impl.hang_up();
+  if (running) impl.hang_up(impl_);
   impl.link.cancel(attach);
   {
     base::MutexLock lock(impl.mu);

@@ -27,7 +27,8 @@ class ExecSession {
   // Before the exit status is told: what the command changed shall be visible (a rescan).
   using SettleFn = std::function<void()>;
 
-  ExecSession(api::AgentLink& link, ControlConnection& client, base::Logger& log);
+  // `name`: of the sandbox, for errors.
+  ExecSession(api::AgentLink& link, ControlConnection& client, std::string name, base::Logger& log);
   ~ExecSession();
   // Deadline: for the start; a command that was not started by then is not started later.
   void run(const nlohmann::json& request, Deadline deadline, const SettleFn& settle);

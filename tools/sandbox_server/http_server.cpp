@@ -4,6 +4,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <system_error>
@@ -195,6 +196,7 @@ struct HttpServer::Impl {
 };
 
 void HttpServer::Impl::accept_loop() noexcept {
+  pthread_setname_np(pthread_self(), "http-accept");
   while (true) {
     pollfd fds[2] = {{listener.get(), POLLIN, 0}, {stop_event.get(), POLLIN, 0}};
     constexpr int kReapEveryMs = 1000;
@@ -227,6 +229,7 @@ void HttpServer::Impl::take(base::UniqueFd fd) {
   entry.fd = fd.get();
   auto* self = &entry;
   auto work = [this, self, socket = std::move(fd)]() mutable noexcept {
+    pthread_setname_np(pthread_self(), "http");
     serve_connection(
         std::move(socket), stop_event.get(), handler,
         [this, self](bool idle) {

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -175,6 +176,7 @@ void EnvdProcess::finish() {
 }
 
 void EnvdProcess::pump() noexcept {
+  pthread_setname_np(pthread_self(), "envd-pump");
   const bool pty = spec_.pty.has_value();
   bool terminal_open = pty;
   bool exited = false;

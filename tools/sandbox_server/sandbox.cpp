@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/sandbox_server/sandbox.h"
 
+#include <algorithm>
 #include <array>
 #include <csignal>
 #include <cstdlib>
@@ -13,6 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "client/base/fault.h"
 #include "tools/sandbox_server/proc_tree.h"
 #include "tools/sandbox_server/text.h"
 
@@ -22,6 +24,8 @@ namespace {
 constexpr std::chrono::seconds kLaunchTimeout{20};
 constexpr std::chrono::seconds kCommandTimeout{10};
 constexpr std::chrono::seconds kEndTimeout{15};
+constexpr std::chrono::seconds kKillTimeout{5};
+constexpr std::chrono::milliseconds kEndLook{10};
 constexpr int kBacklog = 512;
 constexpr const char* kSocketName = "envd.sock";
 
@@ -85,6 +89,26 @@ base::Result<pid_t> spawn_init(const Launcher& launcher, int control_fd, int lis
   return pid;
 }
 
+// Waits for the end of a child and reaps it. False: it still runs.
+bool await_end(pid_t pid, std::chrono::milliseconds timeout) {
+  using Clock = std::chrono::steady_clock;
+  const auto deadline = Clock::now() + timeout;
+  base::UniqueFd handle;
+  if (!base::fault::active("sandbox_server.no_pidfd")) {
+    handle.reset(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));  // 5.3; seccomp filters refuse it
+  }
+  while (true) {
+    const auto got = ::waitpid(pid, nullptr, WNOHANG);
+    if (got == pid || (got < 0 && errno != EINTR)) return true;
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
+    if (left.count() <= 0) return false;
+    // Without a descriptor that tells of its end it is asked again and again.
+    pollfd ended{handle.get(), POLLIN, 0};
+    (void)::poll(&ended, handle ? 1 : 0,
+                 static_cast<int>(handle ? left.count() : std::min(left, kEndLook).count()));
+  }
+}
+
 }  // namespace
 
 base::Result<std::unique_ptr<InitProcess>> InitProcess::launch(const Launcher& launcher,
@@ -114,12 +138,9 @@ base::Result<std::unique_ptr<InitProcess>> InitProcess::launch(const Launcher& l
 InitProcess::~InitProcess() {
   if (pid_ < 0 || reaped_) return;
   control_.reset();  // its lifeline: it ends, and with it everything below
-  const base::UniqueFd handle(static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0)));
-  pollfd ended{handle.get(), POLLIN, 0};
-  constexpr auto kWait = std::chrono::duration_cast<std::chrono::milliseconds>(kEndTimeout);
-  if (handle && ::poll(&ended, 1, static_cast<int>(kWait.count())) <= 0) (void)::kill(pid_, SIGKILL);
-  while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {
-  }
+  if (await_end(pid_, kEndTimeout)) return;
+  (void)::kill(pid_, SIGKILL);
+  (void)await_end(pid_, kKillTimeout);  // else one that no signal ends; our own end leaves it to init
 }
 
 base::Result<std::string> InitProcess::receive(std::chrono::milliseconds timeout) {

@@ -45,7 +45,7 @@ struct Launcher {
 
 // A running init: the process and its lifeline. Its end, or that of this object, ends the sandbox.
 //
-// Owns:    the child process; the destructor ends and reaps it with everything it started.
+// Owns:    the child process; the destructor ends and reaps it with everything it started, within 20 s.
 // Threads: one at a time.
 class InitProcess {
  public:

@@ -3,9 +3,9 @@
 
 #include <algorithm>
 #include <array>
-#include <dirent.h>
 #include <fcntl.h>
 #include <filesystem>
+#include <pthread.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -15,29 +15,6 @@
 
 namespace nearbox::sandbox_server {
 namespace {
-
-// Removes a tree without following links. Directories that refuse are opened up first: an overlay's
-// work directory has no permissions at all.
-bool remove_tree(int parent, const char* name) {
-  if (::unlinkat(parent, name, 0) == 0 || errno == ENOENT) return true;
-  base::UniqueFd dir(::openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-  if (!dir && errno == EACCES && ::fchmodat(parent, name, 0700, 0) == 0) {
-    dir.reset(::openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-  }
-  if (!dir) return false;
-  struct stat st {};
-  if (::fstat(dir.get(), &st) == 0 && (st.st_mode & 0700U) != 0700U) (void)::fchmod(dir.get(), 0700);
-  bool all = true;
-  const int copy = ::fcntl(dir.get(), F_DUPFD_CLOEXEC, 0);
-  const std::unique_ptr<DIR, int (*)(DIR*)> listing(::fdopendir(copy), ::closedir);
-  while (listing) {
-    const auto* entry = ::readdir(listing.get());
-    if (entry == nullptr) break;
-    const std::string_view child = entry->d_name;
-    if (child != "." && child != "..") all = remove_tree(dir.get(), entry->d_name) && all;
-  }
-  return ::unlinkat(parent, name, AT_REMOVEDIR) == 0 && all;
-}
 
 std::string new_id() {
   constexpr std::string_view kLetters = "abcdefghijklmnopqrstuvwxyz0123456789";
@@ -76,6 +53,7 @@ base::Result<std::unique_ptr<SandboxTable>> SandboxTable::open(const std::string
     const auto path = real + "/" + name;
     if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) return base::last_errno("mkdir " + path);
   }
+  out->trash_ = std::make_unique<Trash>(real + "/trash", log);
   out->clean_leftovers();
   out->choose_mode(isolate);
   out->thread_ = std::jthread([table = out.get()](const std::stop_token& stop) { table->run(stop); });
@@ -88,16 +66,15 @@ SandboxTable::SandboxTable(std::string dir, base::UniqueFd lock, base::Logger& l
 SandboxTable::~SandboxTable() { stop(); }
 
 void SandboxTable::clean_leftovers() {
-  std::size_t count = 0;
-  for (const char* name : {"sandboxes", "trash"}) {
-    std::error_code ec;
-    for (const auto& entry : std::filesystem::directory_iterator(dir_ + "/" + name, ec)) {
-      remove_now(entry.path().string());
-      ++count;
-    }
+  std::vector<std::string> left;
+  std::error_code ec;
+  for (const auto& entry : std::filesystem::directory_iterator(dir_ + "/sandboxes", ec)) {
+    left.push_back(entry.path().string());
   }
+  const auto count = left.size() + trash_->empty_now();
+  for (const auto& path : left) discard(path);
   if (count > 0)
-    log_.warn("sandbox server removed what ended sandboxes had left directories=" + std::to_string(count));
+    log_.warn("sandbox server removes what ended sandboxes had left directories=" + std::to_string(count));
 }
 
 // Tries what a sandbox would do, from the best form of isolation down.
@@ -110,7 +87,7 @@ void SandboxTable::choose_mode(bool isolate) {
     plain_reason_ = "namespaces are not allowed here";
     return;
   }
-  const auto probe_dir = dir_ + "/trash/probe";
+  const auto probe_dir = dir_ + "/probe";
   for (const auto mode : {IsolationMode::kRoot, IsolationMode::kUserns}) {
     if (mode == IsolationMode::kRoot && ::geteuid() != 0) continue;
     (void)::mkdir(probe_dir.c_str(), 0700);
@@ -130,7 +107,8 @@ void SandboxTable::choose_mode(bool isolate) {
     }
     if (probed) break;
   }
-  remove_now(probe_dir);
+  const base::UniqueFd here(::open(dir_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  (void)remove_tree(here.get(), "probe");
 }
 
 base::Result<std::shared_ptr<Sandbox>> SandboxTable::create(SandboxSpec spec) {
@@ -199,21 +177,8 @@ void SandboxTable::wake() {
   changed_.notify_all();
 }
 
-// Out of the way at once; the files go in the background.
 void SandboxTable::discard(const std::string& dir) {
-  const auto target = dir_ + "/trash/" + dir.substr(dir.rfind('/') + 1);
-  if (::rename(dir.c_str(), target.c_str()) != 0) return;
-  base::MutexLock lock(mu_);
-  trash_.push_back(target);
-  changed_.notify_all();
-}
-
-void SandboxTable::remove_now(const std::string& path) {
-  const auto slash = path.rfind('/');
-  const base::UniqueFd parent(::open(path.substr(0, slash).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!remove_tree(parent.get(), path.c_str() + slash + 1)) {
-    log_.warn("sandbox server could not remove all files path=" + path);
-  }
+  if (!trash_->take(dir)) log_.warn("sandbox server could not remove path=" + dir);
 }
 
 WallClock::time_point SandboxTable::next_end() {
@@ -244,22 +209,15 @@ void SandboxTable::expire() {
 }
 
 void SandboxTable::run(const std::stop_token& stop) noexcept {
+  pthread_setname_np(pthread_self(), "sandboxes");
   while (!stop.stop_requested()) {
     try {
       expire();
       const auto left = next_end() - WallClock::now();
-      std::string path;
-      {
-        base::MutexLock lock(mu_);
-        if (trash_.empty() && !stopping_ && left.count() > 0) {
-          changed_.wait_until(mu_, std::chrono::steady_clock::now() + left);
-        }
-        if (!trash_.empty()) {
-          path = std::move(trash_.front());
-          trash_.pop_front();
-        }
+      base::MutexLock lock(mu_);
+      if (!stopping_ && left.count() > 0) {
+        changed_.wait_until(mu_, std::chrono::steady_clock::now() + left);
       }
-      if (!path.empty()) remove_now(path);
     } catch (const std::exception& e) {
       log_.error(std::string("sandbox table error=") + e.what());
     }
@@ -285,12 +243,7 @@ void SandboxTable::stop() {
     wake();
     thread_.join();
   }
-  std::deque<std::string> rest;
-  {
-    base::MutexLock lock(mu_);
-    rest.swap(trash_);
-  }
-  for (const auto& path : rest) remove_now(path);
+  if (trash_) trash_->stop();
 }
 
 }  // namespace nearbox::sandbox_server

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <deque>
 #include <thread>
 
 #include "tools/sandbox_server/sandbox.h"
+#include "tools/sandbox_server/trash.h"
 
 namespace nearbox::sandbox_server {
 
@@ -13,7 +13,7 @@ inline constexpr std::size_t kMaxSandboxes = 128;
 // All sandboxes of a server, below one directory.
 //
 // Owns:    the directory (locked against a second server), each sandbox with its files, a thread
-//          that ends or pauses what has expired and removes the files of what has ended.
+//          that ends or pauses what has expired, and one that removes the files of what has ended.
 // Threads: any. mu_ is never held while a sandbox starts, stops or answers.
 class SandboxTable {
  public:
@@ -46,7 +46,6 @@ class SandboxTable {
   void choose_mode(bool isolate);
   void clean_leftovers();
   void discard(const std::string& dir);
-  void remove_now(const std::string& path);
   void run(const std::stop_token& stop) noexcept EXCLUDES(mu_);
   void expire() EXCLUDES(mu_);
   WallClock::time_point next_end() EXCLUDES(mu_);
@@ -61,8 +60,8 @@ class SandboxTable {
   bool stopping_ GUARDED_BY(mu_) = false;
   std::size_t starting_ GUARDED_BY(mu_) = 0;
   std::map<std::string, std::shared_ptr<Sandbox>, std::less<>> table_ GUARDED_BY(mu_);
-  std::deque<std::string> trash_ GUARDED_BY(mu_);
-  std::jthread thread_;  // last: it uses the others
+  std::unique_ptr<Trash> trash_;  // after open() there is one
+  std::jthread thread_;           // last: it uses the others
 };
 
 }  // namespace nearbox::sandbox_server

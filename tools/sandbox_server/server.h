@@ -15,7 +15,9 @@ namespace nearbox::sandbox_server {
 struct ServeOptions {
   std::string host = "127.0.0.1";  // an IPv4 or IPv6 address; never reachable from elsewhere by default
   std::uint16_t port = 0;          // 0: the kernel picks one
-  std::string data_dir;            // holds the sandboxes; empty: $XDG_STATE_HOME/nearbox/serve
+  // Holds the sandboxes; empty: nearbox/serve below $XDG_STATE_HOME, else below $HOME/.local/state.
+  // (`nearbox serve` always names one: tools/daemon/local_server.h.)
+  std::string data_dir;
   std::optional<std::string> key;  // the API key; empty: a new random one
   bool isolate = true;             // false: no namespaces even where they are allowed
   // The program that runs as a sandbox's init; its argument is "sandbox-init" (sandbox_init_main).

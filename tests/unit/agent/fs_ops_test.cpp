@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/agent/fs_ops.h"
 
+#include <csignal>
 #include <linux/falloc.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <sys/xattr.h>
 
 #include <gtest/gtest.h>
@@ -138,6 +141,92 @@ TEST_F(FsOps, OwnersAreTheSandboxUsers) {
   const auto sub = run(op(OpKind::kMkdir, "sg/d"));
   EXPECT_EQ(sub.attr.gid, 99U);
   EXPECT_EQ(sub.attr.mode & 07777, 02644U);
+}
+
+// Applies `o` in a process that dies when the node is there and nothing else was done to it.
+void crash_in_create(test::Faults& faults, OpContext& context, const Op& o, const std::string& more) {
+  faults.set("agent.crash_in_create\n" + more);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const struct rlimit no_core {};
+    (void)::setrlimit(RLIMIT_CORE, &no_core);
+    if (faults.reaches("agent.crash_in_create", o.path, true)) (void)apply_op(context, o);
+    ::_exit(1);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT) << status;
+  faults.set("");
+  ASSERT_TRUE(faults.reaches("agent.crash_in_create", o.path, false));
+}
+
+TEST_F(FsOps, ACrashInACreationLeavesNothingOfRoots) {
+  if (::geteuid() != 0) GTEST_SKIP() << "makes nothing for others";
+  test::Faults faults;
+  who.uid = 1234;
+  who.gid = 1235;
+  // Root may write here, the user may not.
+  ASSERT_EQ(::mkdir((dir / "roots").c_str(), 0700), 0);
+  for (const auto kind : {OpKind::kCreate, OpKind::kMkdir, OpKind::kMknod, OpKind::kSymlink}) {
+    auto o = op(kind, "roots/n" + std::to_string(static_cast<int>(kind)));
+    o.mode = (kind == OpKind::kMknod ? S_IFIFO : 0U) | (kind == OpKind::kMkdir ? 01751U : 04751U);
+    o.target = "t";
+    crash_in_create(faults, context, o, "");
+    const auto st = lstat(o.path);
+    EXPECT_EQ(st.st_uid, 1234U);
+    EXPECT_EQ(st.st_gid, 1235U);
+    if (kind != OpKind::kSymlink) {
+      EXPECT_EQ(st.st_mode & 07777, o.mode & 07777U);
+    }
+  }
+}
+
+TEST_F(FsOps, ARepeatedCreationCompletesWhatACrashLeft) {
+  if (::geteuid() != 0) GTEST_SKIP() << "makes nothing for others";
+  test::Faults faults;
+  who.uid = 1234;
+  who.gid = 1235;
+  for (const auto kind : {OpKind::kCreate, OpKind::kMkdir, OpKind::kMknod, OpKind::kSymlink}) {
+    auto o = op(kind, "n" + std::to_string(static_cast<int>(kind)));
+    o.mode = (kind == OpKind::kMknod ? S_IFIFO : 0U) | 0751;
+    o.flags = O_EXCL;
+    o.target = "t";
+    crash_in_create(faults, context, o, "agent.no_fsuid\n");
+    ASSERT_EQ(lstat(o.path).st_uid, 0U);
+    const auto done = run(retry(o));
+    EXPECT_EQ(done.error, 0);
+    EXPECT_EQ(done.attr, make_attr(lstat(o.path)));
+    EXPECT_EQ(done.attr.uid, 1234U);
+    EXPECT_EQ(done.attr.gid, 1235U);
+    if (kind != OpKind::kSymlink) {
+      EXPECT_EQ(done.attr.mode & 07777, 0751U);
+    }
+  }
+  // What somebody changed since is not touched.
+  test::write_file(dir / "full", "x");
+  ASSERT_EQ(::chmod((dir / "full").c_str(), 0600), 0);
+  EXPECT_EQ(run(retry(op(OpKind::kCreate, "full"))).attr.uid, 0U);
+  test::write_file(dir / "open", "");
+  ASSERT_EQ(::chmod((dir / "open").c_str(), 0644), 0);
+  EXPECT_EQ(run(retry(op(OpKind::kCreate, "open"))).attr.uid, 0U);
+}
+
+TEST_F(FsOps, OwnersWithoutFsuid) {
+  if (::geteuid() != 0) GTEST_SKIP() << "makes nothing for others";
+  test::Faults faults;
+  faults.set("agent.no_fsuid\n");
+  ASSERT_TRUE(faults.reaches("agent.no_fsuid", "", true));
+  who.uid = 1234;
+  who.gid = 1235;
+  for (const auto kind : {OpKind::kCreate, OpKind::kMkdir, OpKind::kMknod}) {
+    auto o = op(kind, "n" + std::to_string(static_cast<int>(kind)));
+    o.mode = (kind == OpKind::kMknod ? S_IFIFO : 0U) | 04751;
+    const auto done = run(o);
+    EXPECT_EQ(done.error, 0);
+    EXPECT_EQ(done.attr.uid, 1234U);
+    EXPECT_EQ(done.attr.gid, 1235U);
+    EXPECT_EQ(done.attr.mode & 07777, 04751U);
+  }
 }
 
 TEST_F(FsOps, MkdirMknodSymlinkAndTheirRepetition) {
@@ -451,6 +540,23 @@ TEST_F(FsOps, CopyRange) {
   o.rdev = 3;
   o.size = 4;
   EXPECT_EQ(error(o), EINVAL) << "overlapping";
+}
+
+TEST_F(FsOps, CopyRangeWithoutTheCall) {
+  test::Faults faults;
+  faults.set("agent.no_copy_file_range\n");
+  ASSERT_TRUE(faults.reaches("agent.no_copy_file_range", "", true));
+  test::write_file(dir / "a", "0123456789");
+  test::write_file(dir / "b", "..........");
+  auto o = op(OpKind::kCopyRange, "a");
+  o.path2 = "b";
+  o.offset = 2;
+  o.rdev = 4;
+  o.size = 100;
+  const auto done = run(o);
+  EXPECT_EQ(done.error, 0);
+  EXPECT_EQ(done.written, 8U);
+  EXPECT_EQ(test::read_file(dir / "b"), "....23456789");
 }
 
 TEST_F(FsOps, UnknownKindsAreRefused) { EXPECT_EQ(error(op(static_cast<OpKind>(99), "f")), ENOSYS); }

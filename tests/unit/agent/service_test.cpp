@@ -8,10 +8,12 @@
 #include <gtest/gtest.h>
 
 #include "client/channel/fd_carrier.h"
+#include "client/channel/frame.h"
 #include "client/channel/frame_queue.h"
 #include "client/channel/handshake.h"
 #include "client/wire/changes.h"
 #include "tests/unit/agent/agent_test_util.h"
+#include "tests/unit/agent/hung_fs.h"
 #include "tools/agent/agent.h"
 #include "tools/agent/listener.h"
 
@@ -302,6 +304,58 @@ TEST_F(ServiceTest, StalledStreamsLeaveSmallReadsAlone) {
   for (auto& responder : stalled) ASSERT_TRUE(responder->wait());
 }
 
+TEST_F(ServiceTest, AHungFileSystemLeavesTheOthersAlone) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root may mount a file system that hangs";
+  test::HungFs hung(dir / "hung");
+  ASSERT_TRUE(hung.mounted()) << std::strerror(errno);
+  test::write_file(dir / "f", "text");
+  std::vector<std::shared_ptr<FakeResponder>> held;
+  wire::Apply batch;
+  for (std::size_t i = 0; i < 2 * kSmallThreads; ++i) {
+    held.push_back(call(Method::kStatMany, wire::StatMany{root, {"f", "hung/x"}}));
+    held.push_back(read("hung/x", 1));
+    held.push_back(read("hung/x", 8 << 20));
+    wire::Op op;
+    op.op_id = i + 1;
+    op.kind = wire::OpKind::kMkdir;
+    op.root = root;
+    op.path = "hung/" + std::to_string(i);
+    op.keys = {{i + 1, true}};
+    batch.ops.push_back(op);
+  }
+  const auto last = batch.ops.size() + 1;
+  wire::Op op;
+  op.op_id = last;
+  op.kind = wire::OpKind::kMkdir;
+  op.root = root;
+  op.path = "made";
+  op.keys = {{last, true}};
+  batch.ops.push_back(op);
+  service.on_note(Method::kApply, wire::encode(batch));
+  auto stat = call(Method::kStatMany, wire::StatMany{root, {"f", "."}});
+  EXPECT_TRUE(stat->wait());
+  auto small = read("f", 4);
+  EXPECT_TRUE(small->wait());
+  EXPECT_EQ(wire::as_text(small->data()), "text");
+  auto large = read("f", 8 << 20);
+  EXPECT_TRUE(large->wait());
+  const auto done = dones(1);
+  ASSERT_EQ(done.size(), 1U);
+  EXPECT_EQ(done[0].op_id, last);
+  EXPECT_EQ(done[0].error, 0);
+  for (auto& responder : held) EXPECT_FALSE(responder->ended());
+  hung.release();
+  for (auto& responder : held) EXPECT_TRUE(responder->wait());
+}
+
+TEST_F(ServiceTest, AConfirmThatComesLateTakesNothingBack) {
+  service.on_note(Method::kConfirm, wire::encode(wire::Confirm{2, 200}));
+  service.on_note(Method::kConfirm, wire::encode(wire::Confirm{1, 100}));
+  EXPECT_EQ(session->nonce(), 200u);
+  service.on_note(Method::kConfirm, wire::encode(wire::Confirm{2, 300}));
+  EXPECT_EQ(session->nonce(), 300u);
+}
+
 TEST_F(ServiceTest, GarbageIsAnsweredOrDropped) {
   for (std::uint16_t method = 0; method < 40; ++method) {
     if (method == static_cast<std::uint16_t>(Method::kInfo)) continue;
@@ -397,7 +451,7 @@ TEST_F(AgentTest, WelcomesResumesAndRefuses) {
   EXPECT_FALSE(agent->tick(Clock::now() + std::chrono::seconds(99)));
   EXPECT_EQ(agent->sessions(), 1U);
   EXPECT_FALSE(agent->tick(Clock::now() + std::chrono::seconds(101)));
-  EXPECT_EQ(agent->sessions(), 0U);
+  EXPECT_TRUE(test::eventually([&] { return agent->sessions() == 0; }));
   EXPECT_TRUE(agent->tick(Clock::now() + std::chrono::seconds(201)));
 }
 
@@ -419,6 +473,52 @@ TEST_F(AgentTest, ASessionThatIsOverIsNotResumed) {
   ASSERT_TRUE(welcome.ok());
   EXPECT_FALSE(welcome->resumed);
   second.client.reset();
+}
+
+TEST_F(AgentTest, ASessionThatHangsOnAFileSystemHoldsUpNobody) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root may mount a file system that hangs";
+  test::TempDir dir;
+  test::HungFs hung(dir / "hung");
+  ASSERT_TRUE(hung.mounted()) << std::strerror(errno);
+  auto first = dial();
+  ASSERT_TRUE(greet(first, 1, options.token).ok());
+  const auto soon = Clock::now() + std::chrono::seconds(20);
+  channel::FrameQueue queue;
+  for (std::uint32_t id = 1; id <= 2; ++id) {
+    auto bytes = wire::encode(wire::CallHead{});
+    const auto call = wire::encode(wire::RootOpen{id == 1 ? dir / "hung/x" : dir.path, false});
+    bytes.insert(bytes.end(), call.begin(), call.end());
+    queue.push(channel::FrameQueue::call_stream(id), wire::FrameType::kCall,
+               static_cast<std::uint16_t>(wire::Method::kRootOpen), id, std::move(bytes));
+  }
+  wire::Bytes frames;
+  while (queue.next(frames)) {
+  }
+  ASSERT_TRUE(first.client->write(frames, soon).ok());
+  // Jobs begin in order: when the second is answered, the first hangs.
+  channel::FrameReader reader(*first.client);
+  while (true) {
+    const auto frame = reader.next(soon);
+    ASSERT_TRUE(frame.ok() && *frame);
+    if ((*frame)->head.type == wire::FrameType::kEnd && (*frame)->head.call_id == 2) break;
+  }
+  first.client.reset();
+  first.server.join();
+  // None of these waits.
+  const auto late = Clock::now() + std::chrono::seconds(101);
+  (void)agent->tick(late);
+  EXPECT_TRUE(test::eventually([&] { return agent->ending() == 1; }));
+  (void)agent->tick(late);
+  EXPECT_EQ(agent->sessions(), 0U);
+  auto again = dial();
+  const auto welcome = greet(again, 1, options.token);
+  ASSERT_TRUE(welcome.ok());
+  EXPECT_FALSE(welcome->resumed);
+  agent->stop();
+  EXPECT_FALSE(agent->end_sessions(Clock::now() + std::chrono::milliseconds(20)));
+  hung.release();
+  EXPECT_TRUE(agent->end_sessions(soon));
+  EXPECT_EQ(agent->ending(), 0U);
 }
 
 TEST_F(AgentTest, SilentStrangersKeepNobodyOut) {

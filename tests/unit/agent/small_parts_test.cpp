@@ -6,6 +6,7 @@
 #include "tests/unit/agent/agent_test_util.h"
 #include "tools/agent/build_id.h"
 #include "tools/agent/event_log.h"
+#include "tools/agent/mount_lanes.h"
 #include "tools/agent/mounts.h"
 #include "tools/agent/orphans.h"
 #include "tools/agent/passwd.h"
@@ -233,6 +234,63 @@ TEST(WorkerPool, RunsEverythingAndGrowsToItsBound) {
   EXPECT_LE(most, 3);
   pool.stop();
   EXPECT_FALSE(pool.submit([] {}));
+}
+
+TEST(WorkerPool, AFullLaneLeavesThreadsToOthers) {
+  WorkerPool pool("test", 4, 2);
+  std::mutex mu;
+  std::condition_variable changed;
+  bool open = false;
+  int hung = 0;
+  std::atomic<int> others{0};
+  for (int i = 0; i < 10; ++i) {
+    ASSERT_TRUE(pool.submit(
+        [&] {
+          std::unique_lock lock(mu);
+          ++hung;
+          changed.notify_all();
+          changed.wait_for(lock, std::chrono::seconds(20), [&] { return open; });
+        },
+        7));
+  }
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(pool.submit([&] { ++others; }, 8));
+  EXPECT_TRUE(test::eventually([&] { return others == 10; }));
+  std::unique_lock lock(mu);
+  EXPECT_TRUE(changed.wait_for(lock, std::chrono::seconds(20), [&] { return hung >= 2; }));
+  EXPECT_EQ(hung, 2);
+  open = true;
+  changed.notify_all();
+  EXPECT_TRUE(changed.wait_for(lock, std::chrono::seconds(20), [&] { return hung == 10; }));
+  open = false;
+  lock.unlock();
+  // What waits in a lane is dropped with the rest.
+  auto held = std::make_shared<int>(0);
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(pool.submit([held, &mu] { const std::lock_guard wait(mu); }, 9));
+  pool.stop();
+  EXPECT_EQ(held.use_count(), 1);
+}
+
+TEST(MountLanes, NamesTheDeviceOfThePathsMount) {
+  test::TempDir dir;
+  test::write_file(dir / "mountinfo",
+                   "24 28 8:1 / / rw - ext4 /dev/sda1 rw\n"
+                   "25 24 0:60 / /mnt/a\\040b rw - fuse.hung hung rw\n"
+                   "26 24 0:61 / /mnt/c rw - nfs h: rw\n"
+                   "27 24 0:60 / /elsewhere rw - fuse.hung hung rw\n"
+                   "28 24 0:62 / /elsewhere rw - tmpfs t rw\n");
+  MountLanes lanes(dir / "mountinfo");
+  const auto root = lanes.of("/");
+  EXPECT_NE(root, 0U);
+  EXPECT_EQ(lanes.of("/mnt"), root);
+  EXPECT_EQ(lanes.of("/mnt/a"), root);
+  EXPECT_EQ(lanes.of("/mnt/a bc"), root);
+  const auto hung = lanes.of("/mnt/a b");
+  EXPECT_NE(hung, root);
+  EXPECT_EQ(lanes.of("/mnt/a b/x/y/"), hung);
+  EXPECT_NE(lanes.of("/mnt/c/x"), hung);
+  EXPECT_NE(lanes.of("/elsewhere/x"), hung) << "another one lies on top";
+  EXPECT_EQ(lanes.of("relative"), 0U);
+  EXPECT_EQ(MountLanes(dir / "none").of("/"), 0U);
 }
 
 }  // namespace

@@ -169,7 +169,12 @@ TEST_F(LinkResumeTest, ARestoredSnapshotIsANewInstance) {
   EXPECT_NE(first, 0u);
   agent.cut();
   ASSERT_TRUE(eventually([&] { return watcher.count("same") >= 1; }));
-  for (std::uint64_t seq = 2; seq < 2 + 70; ++seq) confirm(seq);
+  auto newest = first;
+  for (std::uint64_t seq = 2; seq < 2 + 70; ++seq) {
+    const auto next = confirm(seq);
+    EXPECT_GT(next, newest) << "the agent keeps the greatest";
+    newest = next;
+  }
   // Nothing but the connection is lost: still the same.
   const auto same = watcher.count("same");
   agent.cut();

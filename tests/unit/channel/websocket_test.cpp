@@ -195,6 +195,49 @@ TEST(WebSocket, AnswersAPingWithItsNextWrite) {
   EXPECT_EQ(got, want);
 }
 
+// Gives the same bytes for ever, as a peer does that never stops sending.
+class EndlessCarrier final : public channel::Carrier {
+ public:
+  explicit EndlessCarrier(wire::Bytes bytes) : bytes_(std::move(bytes)) {}
+  base::Result<std::size_t> read(std::span<std::byte> into, channel::Deadline) override {
+    std::copy(bytes_.begin(), bytes_.end(), into.begin());
+    return bytes_.size();
+  }
+  base::Result<void> write(wire::ByteView, channel::Deadline) override { return {}; }
+  void shutdown() noexcept override {}
+
+ private:
+  const wire::Bytes bytes_;
+};
+
+TEST(WebSocket, AFloodWithoutDataKeepsNoReaderPastItsDeadline) {
+  std::byte buffer[16];
+  for (const auto opcode : {WsOpcode::kPing, WsOpcode::kPong}) {
+    wire::Bytes frame;
+    append_ws_frame(frame, opcode, true, {}, std::nullopt);
+    WsCarrier carrier(std::make_unique<EndlessCarrier>(frame), WsRole::kClient);
+    EXPECT_EQ(carrier.read(buffer, Clock::now()).error().as_errno(), ETIMEDOUT);
+    EXPECT_EQ(carrier.read(buffer, soon()).error().as_errno(), EPROTO);
+  }
+  wire::Bytes empty;
+  append_ws_frame(empty, WsOpcode::kBinary, true, {}, std::nullopt);
+  WsCarrier carrier(std::make_unique<EndlessCarrier>(empty), WsRole::kClient);
+  EXPECT_EQ(carrier.read(buffer, Clock::now() + std::chrono::milliseconds(10)).error().as_errno(), ETIMEDOUT);
+}
+
+TEST(WebSocket, ControlFramesBetweenDataAreWelcome) {
+  wire::Bytes in;
+  for (std::size_t i = 0; i < 2 * channel::kMaxWsControlRun; ++i) {
+    append_ws_frame(in, WsOpcode::kPing, true, wire::as_view("p"), std::nullopt);
+    if (i % 2 == 0) append_ws_frame(in, WsOpcode::kBinary, true, wire::as_view("x"), std::nullopt);
+  }
+  auto [a, b] = memory_pair();
+  WsCarrier carrier(std::move(a), WsRole::kClient);
+  ASSERT_TRUE(b->write(in, soon()));
+  std::byte buffer[16];
+  for (std::size_t i = 0; i < channel::kMaxWsControlRun; ++i) ASSERT_EQ(*carrier.read(buffer, soon()), 1u);
+}
+
 TEST(WebSocket, AStreamThatEndsInsideAMessageIsBroken) {
   auto [a, b] = memory_pair();
   WsCarrier carrier(std::move(a), WsRole::kClient);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/daemon/exec_session.h"
 
+#include <csignal>
 #include <cstring>
 #include <functional>
 #include <sys/socket.h>
@@ -63,7 +64,7 @@ class ExecSessionTest : public ::testing::Test {
   }
   void start() {
     runner = std::jthread([this] {
-      ExecSession session(link, *served, log);
+      ExecSession session(link, *served, "docker:box", log);
       session.run({{"argv", {"cat"}}, {"stdin", true}}, soon(), [] {});
     });
     const auto started = client->read_json(soon());
@@ -193,6 +194,20 @@ TEST_F(ExecSessionTest, SignalsWaitForTheLinkInOrderAndHoldNothingUp) {
   link.do_now([&] { EXPECT_EQ(signals, (std::vector<int>{2, 10, 12})); });
   exits();
   EXPECT_EQ(next("exit")["code"], 0);
+}
+
+TEST_F(ExecSessionTest, WhenTheClientWentNobodyWaitsForTheAgent) {
+  link.serve(Method::kProcSignal, [this](api::CallToken, const wire::Bytes& bytes) {
+    signals.push_back(wire::decode<wire::ProcSignal>(bytes)->signal);
+    ++signalled;  // and no answer
+  });
+  start();
+  const auto begin = std::chrono::steady_clock::now();
+  client->shutdown();
+  runner.join();  // 5 s for the command to end by itself
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, 9s);
+  ASSERT_TRUE(eventually([&] { return signalled == 2; }));
+  link.do_now([&] { EXPECT_EQ(signals, (std::vector<int>{SIGHUP, SIGKILL})); });
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <random>
 #include <set>
+#include <thread>
 
 #include <gtest/gtest.h>
 
@@ -45,6 +46,7 @@ class BlockCacheTest : public ::testing::Test {
   void start() {
     BlockCacheHooks hooks;
     hooks.locate = [this](sync::NodeIndex node, const wire::NodeId& id) -> std::optional<wire::PathCall> {
+      if (yields) std::this_thread::yield();  // other readers come in between
       const std::lock_guard lock(mu);
       if (gone.contains(node)) return std::nullopt;
       wire::PathCall call;
@@ -153,6 +155,7 @@ class BlockCacheTest : public ::testing::Test {
   std::vector<std::pair<api::CallToken, wire::Bytes>> held_calls;
   int refreshed = 0;
   bool heal = true;
+  bool yields = false;
   bool changes_on_refresh = false;
   wire::Attr shown_change;
   BlockCacheOptions options;
@@ -221,6 +224,32 @@ TEST_F(BlockCacheTest, ConcurrentReadersShareOneFetch) {
     EXPECT_EQ(got->bytes.size(), 1000u);
   }
   EXPECT_EQ(link.calls_made(wire::Method::kRead), 1u);
+}
+
+// Each reader says anew where the file is, while the fetches of others begin (for the thread sanitizer).
+TEST_F(BlockCacheTest, ManyThreadsReadOneFile) {
+  constexpr std::uint64_t kThreads = 4;
+  constexpr std::uint64_t kReads = 50;
+  options.max_fetches = options.max_file_fetches = kThreads * kReads;  // readers start fetches themselves
+  yields = true;
+  start();
+  const auto attr = add(5, kThreads * kReads * kMiB);
+  std::vector<std::vector<std::shared_ptr<Got>>> got(kThreads);
+  {
+    std::vector<std::jthread> readers;
+    for (std::uint64_t thread = 0; thread < kThreads; ++thread) {
+      readers.emplace_back([&, thread] {
+        for (std::uint64_t i = 0; i < kReads; ++i)
+          got[thread].push_back(read(attr, (i * kThreads + thread) * kMiB, 1000));
+      });
+    }
+  }
+  for (const auto& reads : got) {
+    for (const auto& one : reads) {
+      ASSERT_TRUE(eventually([&] { return one->done.load(); }));
+      EXPECT_EQ(one->bytes.size(), 1000u);
+    }
+  }
 }
 
 TEST_F(BlockCacheTest, HeldFilesDoNotStopOthers) {

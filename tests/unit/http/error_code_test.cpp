@@ -109,6 +109,20 @@ TEST(ErrorTable, ErrnosHaveTheNearestCode) {
   EXPECT_EQ(error_text(base::errno_error(ENOENT, "open a")), "open a: No such file or directory");
 }
 
+TEST(ErrorTable, ErrnosOfTheSandboxAreNotTakenForLocalOnes) {
+  const std::pair<int, const char*> rows[] = {
+      {ENOENT, "remote.not_found"}, {ENOTDIR, "remote.not_directory"}, {EACCES, "remote.permission"},
+      {EPERM, "remote.permission"}, {ENOSPC, "remote.no_space"},       {ETIMEDOUT, "timeout.request"},
+      {EIO, "file.unreadable"},     {ECONNRESET, "net.unreachable"}};
+  for (const auto& [value, name] : rows) {
+    const auto error = in_sandbox(base::errno_error(value, "open a"), "docker:box");
+    EXPECT_EQ(code_string(error), name);
+    EXPECT_TRUE(error_text(error).starts_with("docker:box: open a: ")) << error_text(error);
+  }
+  const auto named = in_sandbox(fill_error(kCancelled), "docker:box");
+  EXPECT_EQ(error_text(named), "Cancelled");
+}
+
 TEST(ErrorTable, JsonHoldsAllFourFieldsAndBadBytes) {
   const auto object =
       nlohmann::json::parse(error_json(make_error(kLocalNotFound, "Local path not found: \xff\n")));

@@ -237,6 +237,32 @@ TEST_F(TreeStoreTest, AWalkThatIsNotAnsweredDoesNotHoldUpTheOthers) {
   EXPECT_NE(at("a/new"), kNoNode);
 }
 
+TEST_F(TreeStoreTest, AFirstLoadThatIsNotAnsweredDoesNotHoldUpARescan) {
+  open();
+  ASSERT_EQ(load("other"), 0);
+  store->set_rescan_stall(100ms);
+  std::optional<std::pair<api::CallToken, wire::Tree>> held;
+  link.do_now([&] {
+    tree.put("other/new", S_IFREG | 0644);
+    tree.on_tree = [&](api::CallToken token, const wire::Tree& ask) {
+      if (ask.path != "a") return false;
+      held = {token, ask};
+      return true;
+    };
+  });
+  Answer known, done;
+  store->load("a", soon(), known.fn(), done.fn());
+  EXPECT_EQ(known.get(), 0);
+  EXPECT_EQ(rescan(), ETIMEDOUT);
+  EXPECT_NE(at("other/new"), kNoNode);
+  link.do_now([&] {  // the load itself was not given up
+    tree.on_tree = {};
+    tree.answer_tree(held->first, held->second);
+  });
+  EXPECT_EQ(done.get(), 0);
+  EXPECT_EQ(rescan(), 0);
+}
+
 TEST_F(TreeStoreTest, WantedDirectoriesAreHurriedInARunningLoad) {
   open();
   api::CallToken walk = 0;
@@ -350,9 +376,9 @@ TEST_F(TreeStoreTest, OwnOperationsSurviveAnOlderListing) {
         return m.link(dir, "own", tree.nodes.at("other/own"), {}, changes);
       });
       store->end_operation(dir);
-      tree.on_tree = {};
       link.chunk(token, test::FakeTree::pack(bytes));
       link.end(token, 0, wire::encode(wire::TreeReply{}));
+      tree.on_tree = {};  // the end of this function, and what it captured
       return true;
     };
   });
@@ -364,6 +390,39 @@ TEST_F(TreeStoreTest, OwnOperationsSurviveAnOlderListing) {
     EXPECT_EQ(std::count(listener.names.begin(), listener.names.end(), "own"), 1) << "came once, never went";
   });
   store->remove_listener(&listener);
+}
+
+// A file that was written after the agent had looked at it keeps what the write said, also where the clock
+// of the sandbox is too coarse to tell the two apart.
+TEST_F(TreeStoreTest, OwnWritesSurviveAnOlderListing) {
+  open();
+  ASSERT_EQ(load("other"), 0);
+  const auto node = at("other/x");
+  ASSERT_NE(node, kNoNode);
+  for (const std::int64_t step : {0, 1}) {
+    const auto size = 100 + static_cast<std::uint64_t>(step);
+    link.do_now([&] {
+      tree.on_tree = [&](api::CallToken token, const wire::Tree& ask) {
+        if (ask.depth != 0) return false;
+        wire::Bytes bytes;
+        wire::TreeEncoder encoder;
+        for (const auto& block : tree.blocks("other")) encoder.add(block, bytes);
+        store->begin_operation(node);
+        auto& written = tree.nodes.at("other/x");  // after the walk was there
+        written.size = size;
+        written.ctime_ns += step;
+        store->write([&](Mirror& m, Changes& changes) { m.set_attr(node, written, changes); });
+        store->end_operation(node);
+        link.chunk(token, test::FakeTree::pack(bytes));
+        link.end(token, 0, wire::encode(wire::TreeReply{}));
+        tree.on_tree = {};  // the end of this function, and what it captured
+        return true;
+      };
+    });
+    ASSERT_EQ(rescan(), 0);
+    EXPECT_EQ(store->read([&](const Mirror& m) { return m.attr(node).size; }), size);
+    expect_same_below("other");
+  }
 }
 
 TEST_F(TreeStoreTest, ADirectoryThatNeverRestsDoesNotHoldARescanForEver) {
