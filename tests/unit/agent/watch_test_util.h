@@ -53,14 +53,15 @@ class Model {
   }
 
   void apply(const wire::NameState& state) {
-    ++states;
     if (state.name.empty()) {
       const auto it = nodes.find(state.dir);
-      if (it == nodes.end()) return;
+      if (it == nodes.end()) return;  // of others that use the same file system meanwhile
+      ++states;
       if (state.attr.ino == 0) gone_nodes.insert(state.dir);
       if (state.attr.ino != 0) it->second.attr = state.attr;
       return;
     }
+    ++states;
     const auto dir = nodes.find(state.dir);
     if (dir == nodes.end()) return;
     if (state.attr.ino == 0) {

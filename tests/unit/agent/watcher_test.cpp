@@ -286,7 +286,7 @@ TEST_P(WatcherTest, RandomOperations) {
             fs::rename(sub(), sub(), ignored);
             break;
           case 10:
-            ::chmod(name().c_str(), 0600 | (r() % 64));
+            ::chmod(name().c_str(), 0700 | (r() % 64));  // it may be a directory by now
             break;
           case 11:
             fs::create_symlink("to" + std::to_string(r() % 9), name(), ignored);
