@@ -54,7 +54,7 @@ struct Walk {
   std::set<NodeIndex> unsure;  // told things of that could not be taken: listed again
   TreeUnpacker unpacker;
   int broken = 0;
-  bool flooded = false;  // more was told meanwhile than is remembered: of no use
+  bool flooded = false;                // more was told meanwhile than is remembered: of no use
   std::chrono::milliseconds stall{0};  // given up after so long without a chunk; 0: at the deadline alone
   std::atomic<std::chrono::steady_clock::time_point> heard{};
   std::atomic<bool> stalled{false};
@@ -142,7 +142,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
     int attempt = 0;
   };
   using Rechecks = std::vector<std::pair<NodeIndex, bool>>;  // directory, deep
-  struct Barriers {  // the calls of one barrier()
+  struct Barriers {                                          // the calls of one barrier()
     CompletionPtr whose;
     Deadline deadline;
     std::uint64_t generation = 0, instance = 0;
@@ -166,8 +166,8 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   static constexpr std::size_t kMaxTold = 512 * 1024;
   static constexpr std::size_t kMaxToldListings = 64 * 1024;
   static constexpr std::size_t kMaxLost = 64;
-  static constexpr std::size_t kMaxRechecks = 65536;   // then everything is
-  static constexpr int kMaxRecheckAttempts = 12;       // of one that fails
+  static constexpr std::size_t kMaxRechecks = 65536;  // then everything is
+  static constexpr int kMaxRecheckAttempts = 12;      // of one that fails
   static constexpr auto kLongestRecheckPause = std::chrono::milliseconds(640);
 
   Impl(TreeStore& owner, api::AgentLink& to, base::Timers& with, base::Logger& logger)
@@ -248,6 +248,8 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
                   const wire::WatchReply& reply, int error) EXCLUDES(mu);
   void apply_changed(const wire::Changed& changed);
   void apply_state(const wire::NameState& state, Mirror& mirror, Changes& changes, Rechecks& again);
+  bool watched_by_directory() EXCLUDES(mu);
+  void look_beside(const wire::NameState& state, NodeIndex before, const Mirror& mirror, Rechecks& again);
   void apply_node(const wire::NameState& state, Mirror& mirror, Changes& changes, Rechecks& again);
   void apply_lost(const wire::Lost& lost);
   std::uint64_t told_key(const wire::NodeId& dir, std::string_view name) const;

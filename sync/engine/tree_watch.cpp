@@ -58,23 +58,22 @@ void TreeStore::Impl::watch(const std::string& path, Deadline deadline, Then the
     }
     if (!path.empty()) ask.path += (ask.path.ends_with('/') ? "" : "/") + path;
     const auto again = [this, path, deadline, then] { watch(path, deadline, then); };
-    unary(wire::Method::kRootOpen, wire::encode(ask), deadline,
-          [=, this](int error, wire::ByteView payload) {
-            const auto root = error == 0 ? wire::decode<wire::RootReply>(payload) : std::nullopt;
-            if (error == ECONNRESET && Clock::now() < deadline) return later(kRetryPause, again);
-            if (!root) {
-              watch_over(path, now, {}, {}, error != 0 ? error : EPROTO);
-              return then();
-            }
-            unary(wire::Method::kWatch, wire::encode(wire::Watch{root->root}), deadline,
-                  [=, this, root = *root](int failed, wire::ByteView answer) {
-                    if (failed == ECONNRESET && Clock::now() < deadline) return later(kRetryPause, again);
-                    const auto reply = failed == 0 ? wire::decode<wire::WatchReply>(answer) : std::nullopt;
-                    if (failed == 0 && !reply) failed = EPROTO;
-                    watch_over(path, now, root, reply.value_or(wire::WatchReply{}), failed);
-                    then();
-                  });
-          });
+    unary(wire::Method::kRootOpen, wire::encode(ask), deadline, [=, this](int error, wire::ByteView payload) {
+      const auto root = error == 0 ? wire::decode<wire::RootReply>(payload) : std::nullopt;
+      if (error == ECONNRESET && Clock::now() < deadline) return later(kRetryPause, again);
+      if (!root) {
+        watch_over(path, now, {}, {}, error != 0 ? error : EPROTO);
+        return then();
+      }
+      unary(wire::Method::kWatch, wire::encode(wire::Watch{root->root}), deadline,
+            [=, this, root = *root](int failed, wire::ByteView answer) {
+              if (failed == ECONNRESET && Clock::now() < deadline) return later(kRetryPause, again);
+              const auto reply = failed == 0 ? wire::decode<wire::WatchReply>(answer) : std::nullopt;
+              if (failed == 0 && !reply) failed = EPROTO;
+              watch_over(path, now, root, reply.value_or(wire::WatchReply{}), failed);
+              then();
+            });
+    });
   });
   if (asked) return;
   watch_over(path, 0, {}, {}, EAGAIN);
@@ -83,8 +82,8 @@ void TreeStore::Impl::watch(const std::string& path, Deadline deadline, Then the
 
 void TreeStore::Impl::watch_over(const std::string& path, std::uint64_t for_generation,
                                  const wire::RootReply& root, const wire::WatchReply& reply, int error) {
-  const auto node = store.read(
-      [&](const Mirror& mirror) { return id_of(mirror.attr(mirror.walk(Mirror::kRoot, path))); });
+  const auto node =
+      store.read([&](const Mirror& mirror) { return id_of(mirror.attr(mirror.walk(Mirror::kRoot, path))); });
   auto kind = reply.kind == wire::WatchKind::kFanotify || reply.kind == wire::WatchKind::kInotify
                   ? reply.kind
                   : wire::WatchKind::kNone;
@@ -119,17 +118,38 @@ void TreeStore::Impl::apply_changed(const wire::Changed& changed) {
   if (!use) return;
   changed_states += changed.states.size();
   Rechecks again;
+  const bool by_directory = watched_by_directory();
   store.write([&](Mirror& mirror, Changes& changes) {
     for (const auto& state : changed.states) {
+      const auto dir = mirror.find(state.dir);
+      const auto before = by_directory && !state.name.empty() ? mirror.lookup(dir, state.name) : kNoNode;
       if (state.name.empty()) {
         apply_node(state, mirror, changes, again);
       } else {
         apply_state(state, mirror, changes, again);
       }
+      if (by_directory) look_beside(state, before, mirror, again);
     }
   });
   recheck(again);
   resolve_waiters();
+}
+
+bool TreeStore::Impl::watched_by_directory() {
+  base::MutexLock lock(mu);
+  return std::any_of(subtrees.begin(), subtrees.end(), [&](const auto& entry) {
+    return entry.second.watched(generation) && entry.second.watch == wire::WatchKind::kInotify;
+  });
+}
+
+// What inotify does not tell: the link count of a file that lost a name.
+void TreeStore::Impl::look_beside(const wire::NameState& state, NodeIndex before, const Mirror& mirror,
+                                  Rechecks& again) {
+  if (before == kNoNode || !mirror.alive(before) || S_ISDIR(mirror.attr(before).mode)) return;
+  if (mirror.lookup(mirror.find(state.dir), state.name) == before) return;
+  auto other = kNoNode;
+  mirror.names(before, [&](NodeIndex in, std::string_view) { other = in; });
+  again.emplace_back(other, false);
 }
 
 // The state of a node itself.
@@ -467,9 +487,8 @@ void TreeStore::Impl::barrier(const CompletionPtr& whose, Deadline deadline) {
   }
   if (soon) return later(kRetryPause, [this, whose, deadline] { barrier(whose, deadline); });
   if (unwatched) {
-    const auto scanned = completion([this, whose](int error) {
-      error != 0 ? finish(whose, error) : barrier_rechecked(whose);
-    }, deadline);
+    const auto scanned = completion(
+        [this, whose](int error) { error != 0 ? finish(whose, error) : barrier_rechecked(whose); }, deadline);
     return rescan({scanned});
   }
   if (roots.empty()) return barrier_rechecked(whose);
@@ -584,9 +603,8 @@ bool TreeStore::told_since(const Question& question, const wire::NodeId& node) c
 
 void TreeStore::barrier(Deadline deadline, Done done) {
   const auto whose = impl_->completion(std::move(done), deadline);
-  const bool asked = impl_->with_root([impl = impl_.get(), whose, deadline](std::uint32_t) {
-    impl->barrier(whose, deadline);
-  });
+  const bool asked = impl_->with_root(
+      [impl = impl_.get(), whose, deadline](std::uint32_t) { impl->barrier(whose, deadline); });
   if (!asked) impl_->finish_soon(whose, EAGAIN);
 }
 

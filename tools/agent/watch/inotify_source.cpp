@@ -60,7 +60,10 @@ int InotifySource::watch(int fd, wire::NodeId node, wire::NodeId parent, std::st
   // Through the descriptor, so that no symlink can come in between.
   const auto path = "/proc/self/fd/" + std::to_string(fd);
   const int wd = ::inotify_add_watch(fd_.get(), path.c_str(), kMask);
-  if (wd < 0) return errno;
+  if (wd < 0) {
+    any_hidden_ = any_hidden_ || errno == EACCES;
+    return errno;
+  }
   Dir& dir = dirs_[node];
   if (dir.wd >= 0 && dir.wd != wd) by_wd_.erase(dir.wd);  // an inode number used again
   dir.wd = wd;
@@ -78,6 +81,7 @@ int InotifySource::watch_below(const RootPtr& root, const std::string& start) {
     auto fd = open_beneath(root->dir.get(), path, O_RDONLY | O_DIRECTORY);
     struct stat st {};
     if (!fd || ::fstat(fd->get(), &st) != 0) {
+      any_hidden_ = any_hidden_ || (!fd && fd.error().as_errno() == EACCES);
       if (path.empty()) return EACCES;
       continue;
     }
@@ -241,6 +245,12 @@ void InotifySource::take(const struct inotify_event& event, std::string_view nam
       flags |= kHintBorn;  // what was written under the old name may not have been seen there
     }
   }
+  if (directory && any_hidden_ && (event.mask & IN_ATTRIB) != 0) {
+    // Perhaps it can be looked into from now on: by its name as something new, a root by everything.
+    flags |= kHintFresh | kHintBorn;
+    const auto is_dir = [&](const RootPtr& root) { return root && root->node == dir; };
+    overflow_ = overflow_ || (name.empty() && std::any_of(roots_.begin(), roots_.end(), is_dir));
+  }
   deferred_.push_back({dir, std::string(name), flags});
 }
 
@@ -304,6 +314,7 @@ base::UniqueFd InotifySource::open_now(wire::NodeId dir) {
       if (!root || root->node != at) continue;
       auto fd = open_beneath(root->dir.get(), path, O_PATH | O_DIRECTORY);
       struct stat st {};
+      if (!fd && fd.error().as_errno() == EACCES) any_hidden_ = true;
       if (!fd || ::fstat(fd->get(), &st) != 0 || node_of(st) != dir) return base::UniqueFd();
       return std::move(*fd);
     }

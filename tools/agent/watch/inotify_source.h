@@ -27,6 +27,8 @@ inline constexpr std::chrono::milliseconds kMoveSettles{500};  // then a MOVED_F
 // Source:  inotify(7). Less is told than by fanotify: nothing of whose change it was, so that
 //          operations of this agent count as changes like any other; nothing of writes through a name
 //          that lies outside the roots; nothing of the link count of a file that lost another name.
+// What lies in directories that this agent may not read is not told, until their mode says otherwise: then
+// they are told as new ones.
 // Bounds:  the kernel's max_user_watches or kMaxWatches; past it incomplete() is true for good.
 class InotifySource final : public WatchSource {
  public:
@@ -41,6 +43,7 @@ class InotifySource final : public WatchSource {
   bool incomplete() const override { return incomplete_; }
   std::size_t read(HintSink& sink) override;
   std::size_t queued() override;
+  void hidden() override { any_hidden_ = true; }
   void rescan() override;
   base::UniqueFd open_dir(wire::NodeId dir) override;
   RootSet roots_of(wire::NodeId dir) override;
@@ -91,6 +94,7 @@ class InotifySource final : public WatchSource {
   bool overflow_ = false;
   bool check_roots_ = false;
   bool incomplete_ = false;
+  bool any_hidden_ = false;  // directories that this agent could not watch or look into
 };
 
 }  // namespace nearbox::agent

@@ -2,6 +2,7 @@
 #include "tools/agent/watch/looker.h"
 
 #include <array>
+#include <cerrno>
 #include <deque>
 #include <dirent.h>
 #include <fcntl.h>
@@ -104,14 +105,16 @@ void Looker::look_at(WatchSource& source, int fd, const Item& item, const RootSe
   state.dir = item.dir;
   state.name = item.name;
   bool there = stat_at(fd, item.name, st);
+  const bool hidden = !there && errno == EACCES;  // not gone: the directory's mode keeps this agent out
   if (there && S_ISLNK(st.st_mode)) there = read_target(fd, item.name, state.target);
   resolve_targets(source, item, there ? agent::node_of(st) : wire::NodeId{}, roots, out);
+  if (hidden) source.hidden();
   if (!there) {
     if ((item.flags & kHintFresh) != 0) {
       if (missed_.size() > kMaxMissed) missed_.clear();
       missed_.insert(item.targets.begin(), item.targets.end());
     }
-    if (!item.name.empty()) out.gone.push_back({std::move(state), roots});
+    if (!item.name.empty() && !hidden) out.gone.push_back({std::move(state), roots});
     return;
   }
   const bool by_name = (item.flags & kHintContent) != 0 && item.targets.empty();

@@ -51,6 +51,8 @@ class WatchSource {
   virtual std::uint64_t directories() const = 0;  // watched one by one
   // Some directories could not be watched; stays so.
   virtual bool incomplete() const { return false; }
+  // A name could not be looked at, since this agent may not search its directory: it may some day.
+  virtual void hidden() {}
   // Events were lost: finds directories that nobody spoke of.
   virtual void rescan() {}
 
