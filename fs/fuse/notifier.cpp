@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fs/fuse/notifier.h"
 
+#include <algorithm>
 #include <chrono>
 #include <pthread.h>
 #include <utility>
@@ -29,11 +30,11 @@ void Notifier::spawn_locked() {
   threads_.emplace_back([this](const std::stop_token& stop) { run(stop); });
 }
 
-void Notifier::attr(Ino ino) { add({ino, {}, 0, false, false}); }
-void Notifier::data(Ino ino) { add({ino, {}, 0, true, false}); }
-void Notifier::entry(Ino parent, std::string name) { add({parent, std::move(name), 0, false, false}); }
+void Notifier::attr(Ino ino) { add({ino, {}, 0, false, false, 0}); }
+void Notifier::data(Ino ino) { add({ino, {}, 0, true, false, 0}); }
+void Notifier::entry(Ino parent, std::string name) { add({parent, std::move(name), 0, false, false, 0}); }
 void Notifier::deleted(Ino parent, Ino child, std::string name) {
-  add({parent, std::move(name), child, false, true});
+  add({parent, std::move(name), child, false, true, 0});
 }
 
 void Notifier::add(Item item) {
@@ -42,14 +43,26 @@ void Notifier::add(Item item) {
   MutexLock lock(mu_);
   if (stopped_) return;
   if (full) {
-    everything_ = true;
+    everything_locked();
   } else {
-    enqueue_locked(std::move(item), Bound::kYes);
+    item.ticket = ++last_ticket_;
+    enqueue_locked(std::move(item), Bound::kYes, Ticket::kNew);
   }
   wake_.notify_one();
 }
 
-void Notifier::enqueue_locked(Item item, Bound bound) {
+void Notifier::everything_locked() {
+  if (std::exchange(everything_, true)) return;
+  everything_ticket_ = ++last_ticket_;
+  outstanding_.insert(everything_ticket_);
+}
+
+void Notifier::done_locked(std::uint64_t ticket) {
+  if (const auto it = outstanding_.find(ticket); it != outstanding_.end()) outstanding_.erase(it);
+  quiet_.notify_all();
+}
+
+void Notifier::enqueue_locked(Item item, Bound bound, Ticket ticket) {
   const Ino ino = item.ino;
   const auto found = groups_.find(ino);
   if (found != groups_.end()) {
@@ -58,13 +71,20 @@ void Notifier::enqueue_locked(Item item, Bound bound) {
       it->second.data |= item.data;
       it->second.deleted = item.deleted;
       it->second.child = item.child;
+      if (ticket == Ticket::kNew) outstanding_.insert(item.ticket);
+      const auto [older, newer] = std::minmax(it->second.ticket, item.ticket);
+      const auto covered = newer;  // by the other one, which goes out after both
+      it->second.ticket = older;
+      done_locked(covered);
       return;
     }
   }
   if (bound == Bound::kYes && count_ + aside_count_ >= kMaxQueued) {
-    everything_ = true;
+    if (ticket == Ticket::kHeld) done_locked(item.ticket);
+    everything_locked();
     return;
   }
+  if (ticket == Ticket::kNew) outstanding_.insert(item.ticket);
   Group& group = groups_[ino];
   if (group.items.empty() && !group.sending) ready_.push_back(ino);
   group.order.push_back(item.name);
@@ -75,7 +95,8 @@ void Notifier::enqueue_locked(Item item, Bound bound) {
 
 void Notifier::everything() {
   MutexLock lock(mu_);
-  everything_ = true;
+  if (stopped_) return;
+  everything_locked();
   wake_.notify_one();
 }
 
@@ -86,7 +107,7 @@ void Notifier::idle(Ino ino) {
   auto items = std::move(it->second);
   aside_.erase(it);
   aside_count_ -= items.size();
-  for (auto& item : items) enqueue_locked(std::move(item), Bound::kNo);  // counted before
+  for (auto& item : items) enqueue_locked(std::move(item), Bound::kNo, Ticket::kHeld);
   wake_.notify_one();
 }
 
@@ -103,21 +124,25 @@ void Notifier::run(const std::stop_token& stop) noexcept {
 bool Notifier::step() {
   Item item;
   bool all = false;
+  std::uint64_t ticket = 0;
   {
     MutexLock lock(mu_);
     if (stopped_) return false;
     all = std::exchange(everything_, false);
     if (all) {
       ++sending_;
+      ticket = everything_ticket_;
     } else {
       keep_watch_locked();
       if (!take_locked(item)) return false;
     }
   }
+  bool told = true;
   if (all) {
-    queue_everything();
+    queue_everything(ticket);
   } else {
-    send(item);
+    ticket = item.ticket;
+    told = send(item);
   }
   MutexLock lock(mu_);
   if (all) {
@@ -125,7 +150,7 @@ bool Notifier::step() {
   } else {
     sent_locked(item.ino);
   }
-  if (quiet_locked()) quiet_.notify_all();
+  if (told) done_locked(ticket);
   return true;
 }
 
@@ -167,7 +192,8 @@ void Notifier::keep_watch_locked() {
   }
 }
 
-void Notifier::send(const Item& item) {
+// False: left aside.
+bool Notifier::send(const Item& item) {
   // Attributes alone and a directory's listing never wait; the rest does for what a parked request holds.
   Ino held = 0;
   if (source_.busy(item.ino)) held = item.ino;
@@ -176,7 +202,7 @@ void Notifier::send(const Item& item) {
   if (held != 0 && waits) {
     if (item.name.empty()) kernel_.inode(item.ino, false);
     MutexLock lock(mu_);
-    if (stopped_) return;
+    if (stopped_) return false;
     aside_[held].push_back(item);
     ++aside_count_;
   } else if (item.name.empty()) {
@@ -187,24 +213,28 @@ void Notifier::send(const Item& item) {
     kernel_.entry(item.ino, item.name);
   }
   // The request may have been answered between the look and the note of it.
-  if (held != 0 && waits && !source_.busy(held)) idle(held);
+  if (held == 0 || !waits) return true;
+  if (!source_.busy(held)) idle(held);
+  return false;
 }
 
-void Notifier::queue_everything() {
+void Notifier::queue_everything(std::uint64_t ticket) {
   const bool epoch = kernel_.epoch();
   auto inos = source_.known();
   auto names = epoch ? std::vector<Name>() : source_.names();
   MutexLock lock(mu_);
   if (stopped_) return;
-  for (auto& [parent, name] : names) enqueue_locked({parent, std::move(name), 0, false, false}, Bound::kNo);
-  for (const Ino ino : inos) enqueue_locked({ino, {}, 0, true, false}, Bound::kNo);
+  for (auto& [parent, name] : names)
+    enqueue_locked({parent, std::move(name), 0, false, false, ticket}, Bound::kNo, Ticket::kNew);
+  for (const Ino ino : inos) enqueue_locked({ino, {}, 0, true, false, ticket}, Bound::kNo, Ticket::kNew);
   wake_.notify_all();
 }
 
 bool Notifier::wait_idle(Clock::time_point deadline) {
   MutexLock lock(mu_);
-  while (!quiet_locked() && !stopped_) {
-    if (!quiet_.wait_until(mu_, deadline)) return quiet_locked();
+  const auto ticket = last_ticket_;
+  while (!reached_locked(ticket) && !stopped_) {
+    if (!quiet_.wait_until(mu_, deadline)) return reached_locked(ticket);
   }
   return true;
 }
@@ -219,6 +249,7 @@ void Notifier::stop() {
     ready_.clear();
     aside_.clear();
     count_ = aside_count_ = 0;
+    outstanding_.clear();
     wake_.notify_all();
     quiet_.notify_all();
     watch_.notify_all();

@@ -7,6 +7,7 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <set>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -71,7 +72,8 @@ class Notifier {
   void deleted(Ino parent, Ino child, std::string name) EXCLUDES(mu_);
   void idle(Ino ino) EXCLUDES(mu_);  // it has no parked request any more
   void everything() EXCLUDES(mu_);
-  // True when all that was added has reached the kernel, what was left aside included.
+  // True when all that was added before this call has reached the kernel, what was left aside included. What
+  // others add meanwhile is not waited for.
   bool wait_idle(std::chrono::steady_clock::time_point deadline) EXCLUDES(mu_);
   // A thread may be in the kernel: returns when it came back, so end the connection first.
   void stop() EXCLUDES(mu_);
@@ -83,6 +85,7 @@ class Notifier {
     Ino child = 0;
     bool data = false;
     bool deleted = false;
+    std::uint64_t ticket = 0;  // of the oldest notification it stands for
   };
   struct Group {  // all that concerns one inode
     std::map<std::string, Item> items;
@@ -90,20 +93,23 @@ class Notifier {
     bool sending = false;  // a thread is in the kernel for one of them: the group is not in ready_
   };
   enum class Bound { kYes, kNo };
+  enum class Ticket { kNew, kHeld };  // whether outstanding_ has it already
 
   void add(Item item) EXCLUDES(mu_);
-  void enqueue_locked(Item item, Bound bound) REQUIRES(mu_);
-  bool quiet_locked() const REQUIRES(mu_) {
-    return count_ == 0 && aside_count_ == 0 && sending_ == 0 && !everything_;
+  void enqueue_locked(Item item, Bound bound, Ticket ticket) REQUIRES(mu_);
+  void everything_locked() REQUIRES(mu_);
+  void done_locked(std::uint64_t ticket) REQUIRES(mu_);
+  bool reached_locked(std::uint64_t ticket) const REQUIRES(mu_) {
+    return outstanding_.empty() || *outstanding_.begin() > ticket;
   }
   void spawn_locked() REQUIRES(mu_);
   void run(const std::stop_token& stop) noexcept EXCLUDES(mu_);
   bool step() EXCLUDES(mu_);
   bool take_locked(Item& item) REQUIRES(mu_);
   void keep_watch_locked() REQUIRES(mu_);
-  void send(const Item& item) EXCLUDES(mu_);
+  bool send(const Item& item) EXCLUDES(mu_);
   void sent_locked(Ino ino) REQUIRES(mu_);
-  void queue_everything() EXCLUDES(mu_);
+  void queue_everything(std::uint64_t ticket) EXCLUDES(mu_);
 
   KernelNotify& kernel_;
   const Source source_;
@@ -117,6 +123,9 @@ class Notifier {
   std::size_t sending_ GUARDED_BY(mu_) = 0;     // threads in the kernel
   std::uint64_t progress_ GUARDED_BY(mu_) = 0;  // how often one came back
   bool everything_ GUARDED_BY(mu_) = false;
+  std::uint64_t everything_ticket_ GUARDED_BY(mu_) = 0;
+  std::uint64_t last_ticket_ GUARDED_BY(mu_) = 0;
+  std::multiset<std::uint64_t> outstanding_ GUARDED_BY(mu_);  // of what the kernel was not told yet
   bool stopped_ GUARDED_BY(mu_) = false;
   std::vector<std::jthread> threads_ GUARDED_BY(mu_);
 };

@@ -113,9 +113,9 @@ struct EventStream::Impl : api::LinkObserver, std::enable_shared_from_this<Event
   std::uint64_t call GUARDED_BY(mu) = 0;  // number of the current subscription; 0: none
   std::uint64_t next_call GUARDED_BY(mu) = 1;
   api::CallToken token GUARDED_BY(mu) = 0;
-  std::uint64_t handled GUARDED_BY(mu) = 0;    // newest event the listeners have seen
-  std::uint64_t confirmed GUARDED_BY(mu) = 0;  // newest event told to the agent
-  std::uint64_t newest GUARDED_BY(mu) = 0;     // that somebody waits for
+  std::uint64_t handled GUARDED_BY(mu) = 0;                        // newest event the listeners have seen
+  std::uint64_t confirmed GUARDED_BY(mu) = 0;                      // newest event told to the agent
+  std::uint64_t newest GUARDED_BY(mu) = 0;                         // that somebody waits for
   std::multimap<std::uint64_t, HandledFn> waiting GUARDED_BY(mu);  // by event of this instance
   Clock::time_point confirm_at GUARDED_BY(mu) = Clock::time_point::max();
   Clock::time_point subscribe_at GUARDED_BY(mu) = Clock::time_point::max();

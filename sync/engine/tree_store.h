@@ -122,7 +122,7 @@ class TreeStore {
     wire::WatchKind kind = wire::WatchKind::kNone;  // of the subtree that is worst off
     int error = 0;                                  // why kNone
     std::size_t subtrees = 0, watched = 0;
-    std::uint64_t looking_again = 0;  // directories about to be listed again
+    std::uint64_t looking_again = 0;                   // directories about to be listed again
     std::uint64_t changed = 0, lost = 0, unknown = 0;  // states and losses told; of unknown directories
     EventStream::Position position;
   };

@@ -260,6 +260,8 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   bool listing_told_since(std::uint64_t began, const Mirror& mirror, NodeIndex dir) EXCLUDES(ops_mu);
   bool anything_told_since(std::uint64_t began, bool& flooded) EXCLUDES(ops_mu);
   void questions_over(std::uint64_t id) EXCLUDES(ops_mu);
+
+  // ---- looking again, and the barrier (tree_recheck.cpp)
   void recheck(const Rechecks& dirs) EXCLUDES(mu);
   void recheck_all(const std::set<NodeIndex>& dirs) EXCLUDES(mu);
   void recheck_step();

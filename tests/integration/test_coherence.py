@@ -5,7 +5,7 @@ NEARBOX_COHERENCE_OPS: random operations of the long test (10,000; 100,000 and m
 NEARBOX_TEST_SEED: of the random operations.
 """
 import contextlib
-import ctypes
+import functools
 import mmap
 import os
 import random
@@ -13,6 +13,7 @@ import signal
 import stat
 import subprocess
 import threading
+import time
 import unittest
 
 import nbtest
@@ -21,6 +22,7 @@ from nbtest import wait_for
 OPS = int(os.environ.get("NEARBOX_COHERENCE_OPS", "10000"))
 SEED = int(os.environ.get("NEARBOX_TEST_SEED", "20240611"))
 NAMES = [f"n{i}" for i in range(12)]
+grain = 1  # ns: of the times that the agent tells
 
 
 def facts(path):
@@ -40,7 +42,7 @@ def facts(path):
             return None
         except PermissionError:
             data = "denied"
-        row += [st.st_size, st.st_nlink, st.st_mtime_ns, data]
+        row += [st.st_size, st.st_nlink, st.st_mtime_ns // grain, data]
     elif stat.S_ISLNK(st.st_mode):
         row += [os.readlink(path)]
     return row
@@ -68,6 +70,7 @@ class RandomOps:
     def __init__(self, root, seed):
         self.root = root
         self.rng = random.Random(seed)
+        self.name = f".{seed}"
         self.links = True  # inotify does not tell all that happens to a file through another name: docs/protocol.md
         self.count = 0
 
@@ -85,14 +88,14 @@ class RandomOps:
 
     def step(self):
         self.count += 1
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # an empty file has no map
             self.one()
 
     def data(self):
         return bytes([self.rng.randrange(33, 126)]) * self.rng.choice([0, 1, 5, 100, 4096, 5000, 20000])
 
     def one(self):
-        kind = self.rng.randrange(14)
+        kind = self.rng.randrange(15)
         path = self.path()
         if kind in (0, 1):
             with open(path, "wb") as f:
@@ -124,6 +127,15 @@ class RandomOps:
             os.truncate(path, self.rng.randrange(0, 6000))
         elif kind == 12:
             os.utime(path, ns=(10**18 + self.rng.randrange(10**9),) * 2)
+        elif kind == 13:
+            private = path + self.name  # nobody else truncates it meanwhile
+            os.rename(path, private)
+            try:
+                with open(private, "r+b") as f, mmap.mmap(f.fileno(), 0) as m:
+                    at = self.rng.randrange(len(m))
+                    m[at:at + 5] = b"store"[:len(m) - at]
+            finally:
+                os.rename(private, path)
         elif self.rng.random() < 0.3:
             self.remove_tree(os.path.join(self.any_dir(), self.rng.choice(NAMES[:4])))
 
@@ -141,7 +153,7 @@ class Coherence(nbtest.Case):
     def __init__(self, name="runTest"):
         super().__init__(name)
         method = getattr(self, name)
-        setattr(self, name, lambda: self.whole_in_user(method))
+        setattr(self, name, functools.partial(self.whole_in_user, method))
 
     def setUp(self):
         super().setUp()
@@ -354,7 +366,7 @@ class Coherence(nbtest.Case):
 
         def cut(round_):
             # The relays: the agent lives on, and the daemon comes back to it.
-            for pid in self.processes("nearbox-agent", "relay") if round_ % 2 == 1 else []:
+            for pid in self.processes("nearbox-agent", "connect") if round_ % 2 == 1 else []:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
@@ -413,6 +425,42 @@ class Coherence(nbtest.Case):
         with open(f"{d}/c/d/e", "w", encoding="utf-8") as f:
             f.write("three")
         self.check("watched from then on")
+
+    def test_random_changes_with_coarse_times(self):
+        global grain
+        self.mounted()
+        for text, step in (("4ms", 4 * 10**6), ("1s", 10**9)):
+            self.set_faults(f"agent.coarse_times {text}")
+            os.mkdir(f"{self.dir}/{text}")  # what was told with finer times is looked at again
+            for name in os.listdir(self.dir):
+                os.rename(f"{self.dir}/{name}", f"{self.dir}/{text}/{name}") if name != text else None
+            grain = step
+            try:
+                self.random_run(OPS // 10, [RandomOps(f"{self.dir}/{text}", SEED + 10)])
+            finally:
+                grain = 1
+
+    def test_random_changes_while_the_agent_stands_still(self):
+        self.mounted()
+        agent = self.agent()
+
+        def stop(round_):
+            os.kill(agent, signal.SIGSTOP if round_ % 2 == 0 else signal.SIGCONT)
+
+        self.addCleanup(lambda: stop(1) if os.path.exists(f"/proc/{agent}") else None)
+        for round_ in range(6):
+            stop(0)
+            for writer in (RandomOps(self.dir, SEED + 20 + round_),):
+                writer.links = self.watch()["kind"] != "inotify"
+                for _ in range(100):
+                    writer.step()
+            stop(1)
+            self.check(f"after a rest, round {round_}")
+
+    def test_the_limit_of_watches(self):
+        self.set_faults("agent.no_fanotify", "agent.watch_limit n1")
+        self.mounted()
+        self.random_run(1000, [RandomOps(self.dir, SEED + 11)])
 
     def test_without_a_watch_scans_do(self):
         self.set_faults("agent.no_fanotify", "agent.watch_limit")
@@ -473,6 +521,61 @@ class SwitchedOff(Coherence):
     def test_scans_after_an_overflow(self):
         self.both_ways(["sync.no_rescan", "agent.watch_overflow"], lambda d: self.put(d + "/f"),
                        lambda d: facts(d + "/f")[-1], lambda d: self.put(d + "/f", b"two"))
+
+    def test_what_the_watcher_tells(self):
+        self.both_ways(["agent.drop_changes"], lambda d: self.put(d + "/f"), lambda d: facts(d + "/f")[-1],
+                       lambda d: self.put(d + "/f", b"two"))
+
+    def restored(self, *points):
+        """The daemon meets a copy of its agent that was made before the last 1,000 events, in another state."""
+        self.mounted()
+        self.put(f"{self.dir}/f")
+        self.check("before")
+        self.set_faults("agent.frozen_nonce")  # the copy: it shows what was confirmed until now
+        before = self.watch()["seq"]
+        self.put(f"{self.dir}/counted", b"")
+        self.nb("flush")
+        fd = os.open(f"{self.dir}/counted", os.O_WRONLY | os.O_APPEND)
+        for i in range(1, 1001):
+            os.write(fd, b"x")
+            limit = time.monotonic() + 20
+            while os.stat(f"{self.mnt}/counted").st_size != i:
+                self.assertLess(time.monotonic(), limit)
+        os.close(fd)
+        self.check("the agent that goes on")
+        self.assertGreaterEqual(self.watch()["seq"], before + 1000)
+        self.set_faults("agent.frozen_nonce", "agent.drop_changes", *points)  # what the copy did, nobody told
+        for i in range(1000):
+            self.put(f"{self.dir}/{i % 10}", b"other%d" % i)
+        self.put(f"{self.dir}/f", b"two")
+        self.nb("flush")
+        self.assertEqual(facts(f"{self.mnt}/f")[-1], b"one")
+        for pid in self.processes("nearbox-agent", "connect"):
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: self.nb_json("status")["daemons"][0]["link"]["reconnects"] > 0, "the copy is reached")
+        wait_for(lambda: self.nb_json("status")["daemons"][0]["link"]["up"], "the link is up")
+
+    def test_a_copy_of_the_agent_is_found_out(self):
+        self.restored()
+        self.check("everything was looked at again")
+
+    def test_a_copy_of_the_agent_without_the_nonce(self):
+        self.restored("link.no_nonce_check")
+        self.nb("flush")
+        self.assertEqual(facts(f"{self.mnt}/f")[-1], b"one")
+
+    def test_own_changes_are_no_events(self):
+        self.mounted()
+        if self.watch()["kind"] != "fanotify":
+            self.skipTest("inotify does not say whose a change is")
+        for points, told in (([], False), (["agent.echo_own"], True)):
+            self.nb("flush")
+            self.set_faults(*points)
+            before = self.watch()["states"]
+            for i in range(50):
+                self.put(f"{self.mnt}/own{i}-{told}")
+            self.nb("flush")
+            self.assertEqual(self.watch()["states"] > before, told)
 
     def test_an_overflow_is_survived(self):
         self.mounted()

@@ -73,6 +73,18 @@ int type_error(mode_t mode) {
 
 }  // namespace
 
+namespace {
+
+// Tests run with clocks of files that step as coarsely as those of other kernels and file systems.
+std::int64_t as_coarse(std::int64_t ns) {
+  std::int64_t step = 1;
+  if (base::fault::active("agent.coarse_times", "4ms")) step = 4'000'000;
+  if (base::fault::active("agent.coarse_times", "1s")) step = 1'000'000'000;
+  return ns - ns % step;
+}
+
+}  // namespace
+
 wire::Attr make_attr(const struct stat& st) { return make_attr(st, Versions::process().now()); }
 
 wire::Attr make_attr(const struct stat& st, std::uint64_t as_of) {
@@ -86,8 +98,8 @@ wire::Attr make_attr(const struct stat& st, std::uint64_t as_of) {
   attr.rdev = st.st_rdev;
   attr.size = static_cast<std::uint64_t>(st.st_size);
   attr.blocks = static_cast<std::uint64_t>(st.st_blocks);
-  attr.mtime_ns = nanoseconds(st.st_mtim);
-  attr.ctime_ns = nanoseconds(st.st_ctim);
+  attr.mtime_ns = as_coarse(nanoseconds(st.st_mtim));
+  attr.ctime_ns = as_coarse(nanoseconds(st.st_ctim));
   attr.version = Versions::process().of(node_of(st), as_of);
   return attr;
 }

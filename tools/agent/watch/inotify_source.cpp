@@ -48,6 +48,7 @@ void InotifySource::place(wire::NodeId node, wire::NodeId parent, std::string_vi
   if (before != places_.end() && before->second == node) places_.erase(before);
   dir.parent = parent;
   dir.name = name;
+  std::erase_if(moves_, [&](const Move& move) { return move.node == node; });  // it was found
   auto key = place_key(parent, name);
   const auto there = places_.find(key);
   if (there != places_.end() && there->second != node) displaced_ = {key, there->second};
@@ -273,11 +274,15 @@ void InotifySource::moved(const struct inotify_event& event, wire::NodeId dir, s
   }
   const auto it = std::find_if(moves_.begin(), moves_.end(),
                                [&](const Move& move) { return move.cookie == event.cookie; });
-  const bool known = it != moves_.end() && dirs_.count(it->node) != 0;
-  if (known) place(it->node, dir, name);
+  std::optional<Move> move;
+  if (it != moves_.end()) {
+    move = *it;
+    moves_.erase(it);
+  }
+  const bool known = move && dirs_.count(move->node) != 0;
+  if (known) place(move->node, dir, name);
   // It may be new to the clients of some root, or to us: they are told all of it.
-  if (!known || (roots_of(dir) & ~it->roots).any()) flags |= kHintFresh | kHintBorn;
-  if (it != moves_.end()) moves_.erase(it);
+  if (!known || (roots_of(dir) & ~move->roots).any()) flags |= kHintFresh | kHintBorn;
 }
 
 // Directories that left and came nowhere have left the roots.

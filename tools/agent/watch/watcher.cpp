@@ -39,6 +39,7 @@ class Watcher::Sink final : public HintSink {
  public:
   explicit Sink(Watcher& watcher) : w_(watcher), now_(Clock::now()) {}
   void hint(const Hint& hint) override {
+    if (base::fault::active("agent.drop_changes", std::string(hint.name))) return;
     bool kept = w_.names_.add(hint, now_);
     if ((hint.flags & kHintListing) != 0) {
       kept = w_.names_.add({hint.dir, {}, kHintLook | (hint.flags & kHintAtOnce), {}}, now_) && kept;
@@ -204,7 +205,8 @@ void Watcher::wait() {
     if (!calls_.empty() || forgot_) until = now;
   }
   if (incomplete()) until = std::min(until, incomplete_told_ + kIncompleteAgain);
-  if (overflowed_ || check_roots_) until = held;
+  if (check_roots_) until = held;
+  if (overflowed_) until = std::max(held, lost_told_ + kLostAgain);
   std::array<struct pollfd, 4> fds{};
   nfds_t count = 0;
   fds[count++] = {wake_.get(), POLLIN, 0};
@@ -244,6 +246,7 @@ bool Watcher::read_sources(std::size_t max_reads) {
 // All that was queued when it began.
 void Watcher::read_queued() {
   Sink sink(*this);
+  if (base::fault::active("agent.watch_overflow")) sink.overflow("a test");
   for (auto* source : {fanotify_.get(), inotify_.get()}) {
     if (source == nullptr) continue;
     auto left = source->queued();
@@ -467,6 +470,8 @@ void Watcher::round(bool everything) {
     own = !own_.empty() || own_lost_;
   }
   if (!own && !overflowed_ && !check_roots_ && (!due || (*due > now && !everything))) return;
+  // Clients that read everything again come to nothing if it is lost all the time.
+  if (overflowed_ && !everything && now < lost_told_ + kLostAgain) return;
   rounds_.fetch_add(1);
   Findings found;
   look_at_own(found);

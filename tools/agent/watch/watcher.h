@@ -27,7 +27,8 @@ inline constexpr std::size_t kMaxOwnChanges = 64 * 1024;  // of this agent, not 
 inline constexpr std::size_t kMaxWatchCalls = 1024;       // watch() and barrier() waiting
 inline constexpr std::size_t kMaxQueuedBytes = 48 << 20;  // 2 M events in the kernel: taken for an overflow
 inline constexpr std::chrono::seconds kWatchDeadline{60};
-inline constexpr std::chrono::seconds kIncompleteAgain{5};  // how often what is not watched is read again
+inline constexpr std::chrono::milliseconds kLostAgain{500};  // at most so often, but at barriers
+inline constexpr std::chrono::seconds kIncompleteAgain{5};   // how often what is not watched is read again
 
 // What an operation of this agent changed, for the clients that did not ask for it.
 struct OwnChange {
@@ -150,6 +151,7 @@ class Watcher {
   const char* why_lost_ = "";
   bool check_roots_ = false;
   Clock::time_point incomplete_told_{};
+  Clock::time_point lost_told_{};
   base::UniqueFd mountinfo_;
   bool mounts_changed_ = false;
 

@@ -109,6 +109,7 @@ void Watcher::tell_lost_dirs(const std::vector<LostDir>& lost) {
 
 void Watcher::everything_lost(const char* why) {
   log_.warn(std::string("event=watch_lost why=\"") + why + "\"");
+  lost_told_ = Clock::now();
   names_.clear();
   if (inotify_) inotify_->rescan();
   if (incomplete()) incomplete_told_ = Clock::now();
