@@ -77,16 +77,16 @@ void refresh(sync::TreeStore& tree, api::AgentLink& link, const DirRenames& rena
   wire::StatMany message;
   message.root = tree.root();
   message.paths = {*path, parent_of(*path)};
-  ask<wire::StatManyReply>(link, wire::Method::kStatMany, message,
-                           std::chrono::steady_clock::now() + kRefreshDeadline,
-                           [&tree, &renames, epoch, quiet, path = std::move(*path), done = std::move(done),
-                            question = tree.ask_outside()](int error, wire::StatManyReply&& reply) {
-                             if (error == 0 && reply.results.size() == 2) {
-                               const bool may_remove = quiet && renames.quiet_since(epoch);
-                               take_stat(tree, path, reply.results[0], reply.results[1], may_remove, *question);
-                             }
-                             done();
-                           });
+  ask<wire::StatManyReply>(
+      link, wire::Method::kStatMany, message, std::chrono::steady_clock::now() + kRefreshDeadline,
+      [&tree, &renames, epoch, quiet, path = std::move(*path), done = std::move(done),
+       question = tree.ask_outside()](int error, wire::StatManyReply&& reply) {
+        if (error == 0 && reply.results.size() == 2) {
+          const bool may_remove = quiet && renames.quiet_since(epoch);
+          take_stat(tree, path, reply.results[0], reply.results[1], may_remove, *question);
+        }
+        done();
+      });
 }
 
 BlockCacheHooks tree_hooks(sync::TreeStore& tree, api::AgentLink& link, OpLog& log, base::Timers& timers) {

@@ -92,7 +92,8 @@ void Session::make(Request request, wire::Op op, Ino parent, const std::string& 
     // A file that was there already, perhaps known by another name; or one that is gone, which nobody has
     // told yet, and whose number was given again.
     const auto there = mirror.find({done.attr.dev, done.attr.ino});
-    if (there != kNoNode) note_foreign(there, mirror.attr(there), done.before.ino != 0 ? done.before : done.attr);
+    if (there != kNoNode)
+      note_foreign(there, mirror.attr(there), done.before.ino != 0 ? done.before : done.attr);
     if (there != kNoNode && kind == wire::OpKind::kSymlink && mirror.target(there) != target) {
       if (const Ino ino = inodes_.ino(there); ino != 0) notifier_->data(ino);
     }
@@ -101,7 +102,8 @@ void Session::make(Request request, wire::Op op, Ino parent, const std::string& 
       // Somebody may have put things into it already, and the events fell on deaf ears, or were taken.
       if (services_.tree.unknown_told() != unknown || child == there) *unsure = child;
       if (child == there) mirror.begin_listing(child, changes);
-      if (mirror.listing(child) == sync::Listing::kUnknown) mirror.set_listing(child, sync::Listing::kComplete);
+      if (mirror.listing(child) == sync::Listing::kUnknown)
+        mirror.set_listing(child, sync::Listing::kComplete);
     }
     set_parent(mirror, at.dir, done.parent, changes);
   };

@@ -208,7 +208,8 @@ void Session::tell_kernel(const sync::Change& change) {
       break;
     case Kind::kGone: {
       if (dir == 0) break;
-      // The kernel marks what it is told is deleted, and a directory stays so although it may only have moved.
+      // The kernel marks what it is told is deleted, and a directory stays so although it may only have
+      // moved.
       const bool is_dir = node != 0 && services_.tree.read([&](const sync::Mirror& mirror) {
         return S_ISDIR(mirror.attr(change.node).mode);
       });

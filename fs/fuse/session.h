@@ -93,7 +93,8 @@ class Session final : public sync::ChangeListener,
     std::vector<sync::NodeIndex>
         nodes;  // they change; both with begin_operation(), pinned until the fate is known
     std::vector<std::pair<Ino, std::string>> names;  // made, removed or moved, by their directories
-    std::vector<sync::NodeIndex> leads;  // where the kernel believes each of them leads after success, if known
+    std::vector<sync::NodeIndex>
+        leads;  // where the kernel believes each of them leads after success, if known
     Ino busy1 = 0, busy2 = 0;
     // Brings op i's result into the mirror (under its lock).
     std::function<void(std::size_t i, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes)>

@@ -26,7 +26,7 @@ struct Session::Running {
   std::vector<int> attempt GUARDED_BY(mu);          // the submission of op i that counts
   std::vector<std::uint64_t> epoch GUARDED_BY(mu);  // of DirRenames, before op i's paths were made
   std::vector<bool> replied GUARDED_BY(mu);
-  int error GUARDED_BY(mu) = 0;  // the first
+  int error GUARDED_BY(mu) = 0;         // the first
   std::atomic<bool> surprising{false};  // the outcome is not what the kernel concludes from the answer
   wire::OpDone last GUARDED_BY(mu);
 };

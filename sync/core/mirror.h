@@ -30,12 +30,12 @@ enum class Listing : std::uint8_t {
 // upon after the lock is gone.
 struct Change {
   enum class Kind : std::uint8_t {
-    kEntry,    // (dir, name) now leads to node or nowhere, or a negative answer became wrong
-    kAttr,     // attributes of node
-    kData,     // content (and attributes) of node
-    kListing,  // the set of names in dir
-    kGone,     // node has no name any more; (dir, name) was its last. Below a directory that is
-               // gone itself it stands for the kEntry too
+    kEntry,      // (dir, name) now leads to node or nowhere, or a negative answer became wrong
+    kAttr,       // attributes of node
+    kData,       // content (and attributes) of node
+    kListing,    // the set of names in dir
+    kGone,       // node has no name any more; (dir, name) was its last. Below a directory that is
+                 // gone itself it stands for the kEntry too
     kNegatives,  // absences of names in dir; where dir has a name, a kEntry of it says so as well
     kAll,        // nothing that was shown is to be believed any more
   };
@@ -50,10 +50,10 @@ using Changes = std::vector<Change>;
 // What was told by events since a walk began, and is newer than what the walk says of it. Left out
 // functions mean nothing.
 struct Newer {
-  std::function<bool(NodeIndex dir)> listing;                         // no entry of the block counts
-  std::function<bool(NodeIndex dir, std::string_view name)> name;     // what it leads to, or that it is gone
-  std::function<bool(const wire::NodeId& node)> attr;                 // attributes and content
-  std::function<void(NodeIndex dir)> unsure;                          // look at this directory again
+  std::function<bool(NodeIndex dir)> listing;                      // no entry of the block counts
+  std::function<bool(NodeIndex dir, std::string_view name)> name;  // what it leads to, or that it is gone
+  std::function<bool(const wire::NodeId& node)> attr;              // attributes and content
+  std::function<void(NodeIndex dir)> unsure;                       // look at this directory again
 };
 
 // The sandbox's tree in memory: nodes by (device, inode), names by (directory, name).

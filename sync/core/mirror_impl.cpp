@@ -373,8 +373,8 @@ void Mirror::Impl::distrust(NodeIndex top, bool recursive, bool content, Changes
     auto& now = dir(in);
     tell({Change::Kind::kNegatives, kNoNode, in, {}});
     if (now.listing == Listing::kUnknown && now.entries.size() == 0) continue;
-    now.listing = now.listing == Listing::kFailed && now.entries.size() == 0 ? Listing::kUnknown
-                                                                             : Listing::kStale;
+    now.listing =
+        now.listing == Listing::kFailed && now.entries.size() == 0 ? Listing::kUnknown : Listing::kStale;
     tell({Change::Kind::kListing, kNoNode, in, {}});
     now.entries.each([&](DentryIndex d) {
       const auto node = dentries[d].node;

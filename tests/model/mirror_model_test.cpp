@@ -172,7 +172,8 @@ class Believer {
           attrs_.erase(c.node);
           break;
         case Change::Kind::kNegatives:
-          std::erase_if(entries_, [&](const auto& e) { return e.first.first == c.dir && e.second == kNoNode; });
+          std::erase_if(entries_,
+                        [&](const auto& e) { return e.first.first == c.dir && e.second == kNoNode; });
           break;
         case Change::Kind::kAll:
           entries_.clear(), attrs_.clear(), targets_.clear(), listings_.clear();

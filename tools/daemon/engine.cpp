@@ -30,7 +30,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr auto kDialTimeout = 120s;   // the agent's upload over a slow line is in it
 constexpr auto kRedialTimeout = 15s;  // the agent is there already
-constexpr auto kRescanEvery = 10s;  // where nothing is watched
+constexpr auto kRescanEvery = 10s;    // where nothing is watched
 constexpr auto kRescanDeadline = 60s;
 constexpr auto kMountBarrier = 5s;  // a mount is usable without; it asks then
 constexpr auto kTellDeadline = 5s;  // for the kernels; a request that is held keeps what is its own

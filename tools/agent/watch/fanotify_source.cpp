@@ -312,7 +312,7 @@ std::size_t FanotifySource::read(HintSink& sink) {
 
 void FanotifySource::take(const struct fanotify_event_metadata& event, const Records& records,
                           HintSink& sink) {
-  const bool own = event.pid == self_ && !base::fault::active("agent.echo_own");
+  const bool own = event.pid == self_;
   const bool directory = (event.mask & FAN_ONDIR) != 0;
   if (directory && (event.mask & (FAN_RENAME | FAN_MOVED_TO | FAN_MOVED_FROM)) != 0) moved(records);
   if (own) return;  // told by whoever did it
