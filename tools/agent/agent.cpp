@@ -87,7 +87,8 @@ SessionPtr Agent::find(const wire::Hello& hello, channel::Carrier& carrier, bool
 }
 
 void Agent::end_later(SessionPtr session) {
-  (void)enders_.submit([this, session]() mutable { end(std::move(session)); });
+  // No reference stays here: whoever drops the last one waits for the session's threads.
+  (void)enders_.submit([this, session = std::move(session)]() mutable { end(std::move(session)); });
 }
 
 void Agent::end(SessionPtr session) {
@@ -102,6 +103,7 @@ void Agent::end(SessionPtr session) {
       ++ending_;
     }
   }
+  session->close();  // here, also when a connection's thread still has a reference
   session.reset();
   base::MutexLock lock(mu_);
   --ending_;

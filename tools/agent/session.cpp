@@ -49,6 +49,11 @@ Session::Session(const wire::SessionId& id, std::uint64_t instance, const Identi
       pumps_("event-pump", kMaxSubscriptions) {}
 
 Session::~Session() {
+  close();
+  procs_.reset();  // its last exits are still recorded
+}
+
+void Session::close() {
   stopping_.store(true);
   watcher_.forget(this);
   parking->close();
@@ -63,7 +68,6 @@ Session::~Session() {
   streams.stop();
   trees_.stop();
   pumps_.stop();
-  procs_.reset();  // its last exits are still recorded
 }
 
 void Session::record(wire::EventKind kind, wire::Bytes body) {

@@ -70,6 +70,9 @@ class Session {
   void poison(const char* why);
   // Drops the operations that have not begun and waits for those that have. Not on a thread of ours.
   void stop_applying() EXCLUDES(stop_mu_);
+  // Ends what runs and joins its threads, commands excepted; calls that come later are refused. Waits for
+  // whatever hangs on a file system. Once, and again by the destructor. Not on a thread of ours.
+  void close() EXCLUDES(stop_mu_, mu_);
   bool poisoned() const { return poisoned_.load(); }
   // The client said goodbye.
   void set_ended() { ended_.store(true); }

@@ -108,7 +108,7 @@ class FakeLink : public api::AgentLink {
       if (!on_wire(token)) return false;
       const auto most = std::min<std::size_t>(bytes.size(), rng_() % 3 == 0 ? 7 : 32 * 1024);
       const auto size = 1 + rng_() % most;
-      calls_.at(token).sink->on_chunk(bytes.first(size));
+      sink_of(token)->on_chunk(bytes.first(size));
       bytes = bytes.subspan(size);
       if (losses_ > 0 && rng_() % 4 == 0) {
         --losses_;
@@ -241,7 +241,7 @@ class FakeLink : public api::AgentLink {
     }
     for (const auto token : lost) {
       was_sent_.insert(token);
-      auto payload = calls_.at(token).sink->on_lost();
+      auto payload = sink_of(token)->on_lost();
       if (payload) {
         const std::lock_guard lock(mu_);
         calls_.at(token).payload = std::move(*payload);
@@ -251,6 +251,11 @@ class FakeLink : public api::AgentLink {
     }
     for (auto* observer : std::set<api::LinkObserver*>(observers_))
       observer->on_down(base::errno_error(ECONNRESET));
+  }
+  // Of a call that is there; the link thread alone ends calls, so that the sink stays.
+  api::CallSink* sink_of(api::CallToken token) {
+    const std::lock_guard lock(mu_);
+    return calls_.at(token).sink.get();
   }
   wire::Method method_of(api::CallToken token) {
     const std::lock_guard lock(mu_);
