@@ -52,14 +52,17 @@ std::optional<wire::PathCall> locate(sync::TreeStore& tree, const Orphans& orpha
   wire::PathCall call;
   call.root = tree.root();
   call.expect = id;
-  call.orphan = orphans.number(node);
-  if (call.orphan != 0) return call;
   auto path = tree.read([&](const sync::Mirror& mirror) -> std::optional<std::string> {
     if (!mirror.alive(node) || !same(mirror.attr(node), id)) return std::nullopt;
     return mirror.path(node);
   });
-  if (!path) return std::nullopt;
-  call.path = std::move(*path);
+  if (path) {
+    // Whatever is kept for the node: a sandbox gives the number of a file that went to a new one.
+    call.path = std::move(*path);
+    return call;
+  }
+  call.orphan = orphans.number(node);
+  if (call.orphan == 0) return std::nullopt;
   return call;
 }
 

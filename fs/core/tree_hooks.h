@@ -8,7 +8,7 @@
 
 namespace nearbox::fs {
 
-// How to name a node to the agent: its kept file when it has one, else its path now.
+// How to name a node to the agent: its path now, else its kept file.
 // `expect` is set to the node's identity. Nothing when the node has neither.
 std::optional<wire::PathCall> locate(sync::TreeStore& tree, const Orphans& orphans, sync::NodeIndex node,
                                      const wire::NodeId& id);
