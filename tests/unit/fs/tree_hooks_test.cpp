@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fs/core/tree_hooks.h"
 
+#include <atomic>
+#include <cerrno>
+#include <string>
+#include <vector>
+
 #include <gtest/gtest.h>
 
 #include "tests/unit/sync/fake_link.h"
@@ -17,6 +22,7 @@ class TreeHooksTest : public ::testing::Test {
       m.set_root(attr_of(1, 040755), changes);
       m.set_listing(sync::Mirror::kRoot, sync::Listing::kComplete);
     });
+    link.connect(1, false);
   }
   static wire::Attr attr_of(std::uint64_t ino, std::uint32_t mode = 0100644) {
     wire::Attr attr;
@@ -34,6 +40,7 @@ class TreeHooksTest : public ::testing::Test {
   sync::test::FakeLink link{11};
   base::Timers timers;
   sync::TreeStore tree{link, timers, log};
+  DirRenames renames;
 };
 
 // A file that was replaced here is kept by the agent for whoever has it open. The agent may have kept another
@@ -57,6 +64,38 @@ TEST_F(TreeHooksTest, AFileWithANameIsFoundByItWhateverIsKept) {
   ASSERT_TRUE(named.has_value());
   EXPECT_EQ(named->orphan, 0u);
   EXPECT_EQ(named->path, "g");
+}
+
+// The agent's answer about names is not taken where an own operation was done after the question.
+TEST_F(TreeHooksTest, AnAnswerThatAnOwnOperationOvertookChangesNothing) {
+  for (const bool overtaken : {false, true}) {
+    const auto name = std::string(overtaken ? "a" : "b");
+    const auto node = link_at(name, overtaken ? 7 : 8);
+    std::atomic<bool> done{false};
+    link.serve(wire::Method::kStatMany, [&](api::CallToken token, const wire::Bytes& bytes) {
+      const auto call = wire::decode<wire::StatMany>(bytes);
+      ASSERT_TRUE(call);
+      wire::StatManyReply reply;
+      for (const auto& path : call->paths) {
+        wire::StatResult result;
+        if (path.empty()) {
+          result.attr = attr_of(1, 040755);
+        } else {
+          result.error = ENOENT;
+        }
+        reply.results.push_back(result);
+      }
+      if (overtaken) {
+        tree.begin_operation(sync::Mirror::kRoot);
+        tree.end_operation(sync::Mirror::kRoot);
+      }
+      link.end(token, 0, wire::encode(reply));
+    });
+    refresh(tree, link, renames, std::vector<std::string>{name}, [&] { done = true; });
+    ASSERT_TRUE(sync::test::eventually([&] { return done.load(); }));
+    const auto now = tree.read([&](const sync::Mirror& m) { return m.lookup(sync::Mirror::kRoot, name); });
+    EXPECT_EQ(now, overtaken ? node : sync::kNoNode);
+  }
 }
 
 }  // namespace
