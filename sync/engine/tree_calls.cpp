@@ -273,11 +273,31 @@ void TreeStore::Impl::walk_begins(Walk& one) {
   running_walks.insert(one.id);
 }
 
-void TreeStore::Impl::walk_is_over(const Walk& one) {
+void TreeStore::Impl::walk_is_over(const Walk& one) { look_is_over(one.id); }
+
+// Of a walk or a look: what operations touched is remembered until the last one is over.
+void TreeStore::Impl::look_is_over(std::uint64_t id) {
   base::MutexLock lock(ops_mu);
-  running_walks.erase(one.id);
+  running_walks.erase(id);
   if (!running_walks.empty()) return;
   std::erase_if(operations, [](const auto& entry) { return entry.second.under_way == 0; });
 }
+
+std::unique_ptr<TreeStore::Look> TreeStore::look() {
+  std::unique_ptr<Look> look(new Look);
+  look->impl_ = impl_;
+  {
+    base::MutexLock lock(impl_->mu);
+    look->id_ = impl_->next_id++;
+  }
+  base::MutexLock lock(impl_->ops_mu);
+  look->began_ = impl_->op_epoch;
+  impl_->running_walks.insert(look->id_);
+  return look;
+}
+
+TreeStore::Look::~Look() { impl_->look_is_over(id_); }
+
+bool TreeStore::Look::overtaken(NodeIndex node) const { return impl_->frozen(node, began_); }
 
 }  // namespace nearbox::sync

@@ -33,6 +33,8 @@ class ChangeListener {
 //          destructor runs what is left of them with ECANCELED.
 // Errors:  of the agent, as errno; EPROTO when its answer breaks the format or a limit.
 class TreeStore {
+  struct Impl;
+
  public:
   using Done = std::function<void(int error)>;
   using Deadline = std::chrono::steady_clock::time_point;
@@ -91,6 +93,24 @@ class TreeStore {
   void begin_operation(NodeIndex node);
   void end_operation(NodeIndex node);
 
+  // One question to the agent about single names, from before it is sent until its answer was applied.
+  class Look {
+   public:
+    ~Look();
+    Look(const Look&) = delete;
+    Look& operator=(const Look&) = delete;
+    // An own operation touched the node meanwhile: the answer may be older. May be called in read() and
+    // write().
+    bool overtaken(NodeIndex node) const;
+
+   private:
+    friend class TreeStore;
+    Look() = default;
+    std::shared_ptr<Impl> impl_;
+    std::uint64_t id_ = 0, began_ = 0;
+  };
+  std::unique_ptr<Look> look();
+
   void add_listener(ChangeListener* listener);
   void remove_listener(ChangeListener* listener);  // no call is running when it returns
 
@@ -98,7 +118,6 @@ class TreeStore {
   void queue(Changes&& changes, ChangeListener* except);
   void tell();
 
-  struct Impl;
   mutable base::SharedMutex mu_;
   Mirror mirror_;
   std::shared_ptr<Impl> impl_;

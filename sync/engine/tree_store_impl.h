@@ -161,6 +161,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   bool frozen(NodeIndex node, std::uint64_t began) EXCLUDES(ops_mu);
   void walk_begins(Walk& one) EXCLUDES(ops_mu);
   void walk_is_over(const Walk& one) EXCLUDES(ops_mu);
+  void look_is_over(std::uint64_t id) EXCLUDES(ops_mu);
 
   // ---- what is loaded and wanted (tree_load.cpp)
   void load(const std::string& path, const CompletionPtr& known, const CompletionPtr& done);
