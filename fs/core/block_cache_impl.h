@@ -50,6 +50,7 @@ struct Fetch {
   int retries = 0;
   bool prefetch = false;   // a part of a Batch
   bool impatient = false;  // somebody waits for it, and a timer runs
+  bool replaced = false;   // those who waited for it have calls of their own
 };
 using FetchPtr = std::shared_ptr<Fetch>;
 
@@ -144,6 +145,7 @@ class BlockCache::Impl : public std::enable_shared_from_this<BlockCache::Impl> {
   cache::FetchPtr begin_prefetch_locked(const Wanted& wanted) REQUIRES(mu_);
   void take_record_locked(cache::Batch& batch, wire::ReadManyRecord&& record, Step& step) REQUIRES(mu_);
   void drop_locked(const cache::FetchPtr& fetch, int error, Step& step) REQUIRES(mu_);
+  void replace_locked(const cache::FetchPtr& fetch) REQUIRES(mu_);
   void wait_with_patience_locked(const cache::FilePtr& file, Step& step) REQUIRES(mu_);
   void be_patient(const cache::FetchPtr& fetch);
   void lose_patience(const cache::FetchPtr& fetch);

@@ -284,6 +284,8 @@ void Session::setattr(Request request, Ino ino, const struct stat& st, int to_se
     if (!is(done.attr, id) || !is(before, id)) return;
     note_foreign(node, before, done.before);
     mirror.set_attr(node, done.attr, changes);
+    // What refused to be listed may not any more: asked for again at the next look.
+    if (mirror.listing(node) == sync::Listing::kFailed) mirror.set_listing(node, sync::Listing::kUnknown);
   };
   auto self = shared_from_this();
   // The kernel takes what this answer says whatever it was told meanwhile (linux v6.12 fs/fuse/dir.c,

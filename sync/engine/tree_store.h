@@ -128,6 +128,24 @@ class TreeStore {
   };
   WatchStatus watch_status() const;
 
+  // One question to the agent about single names, from before it is sent until its answer was applied.
+  class Look {
+   public:
+    ~Look();
+    Look(const Look&) = delete;
+    Look& operator=(const Look&) = delete;
+    // An own operation touched the node meanwhile: the answer may be older. May be called in read() and
+    // write().
+    bool overtaken(NodeIndex node) const;
+
+   private:
+    friend class TreeStore;
+    Look() = default;
+    std::shared_ptr<Impl> impl_;
+    std::uint64_t id_ = 0, began_ = 0;
+  };
+  std::unique_ptr<Look> look();
+
   void add_listener(ChangeListener* listener);
   void remove_listener(ChangeListener* listener);  // no call is running when it returns
 
