@@ -172,7 +172,7 @@ void Session::answer(const Running& running, int error, const wire::OpDone& last
   if (!request) return tell_own_kernel(task);
   if (error == 0) {
     task.answer(std::move(*request), last);
-    if (running->surprising) tell_own_kernel(task);
+    if (running.surprising) tell_own_kernel(task);
     return;
   }
   request->error(error);
@@ -229,7 +229,7 @@ bool Session::changed(const wire::Attr& before, const wire::Attr& after) {
 // An own operation that leaves the content alone found other content than the mirror had: somebody else
 // wrote, and this kernel hears of it nowhere else. Under the tree's lock.
 void Session::note_foreign(NodeIndex node, const wire::Attr& before, const wire::Attr& after) {
-  if (!S_ISREG(after.mode) || before.ino != after.ino || before.dev != after.dev) return;
+  if (!S_ISREG(after.mode) || !wire::same_node(before, after)) return;
   if (!changed(before, after)) return;
   services_.cache.wrote(before, after, 0, kWholeFile);
   if (const Ino ino = inodes_.ino(node); ino != 0) notifier_->data(ino);  // left aside while it is busy
