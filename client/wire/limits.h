@@ -7,7 +7,7 @@
 // Every limit of the protocol has its name here (docs/protocol.md, "Limits"). Sizes in bytes.
 namespace nearbox::wire {
 
-inline constexpr std::uint16_t kProtocolVersion = 1;
+inline constexpr std::uint16_t kProtocolVersion = 2;
 
 inline constexpr std::size_t kTokenBytes = 32;
 inline constexpr std::size_t kSessionIdBytes = 16;

@@ -28,7 +28,8 @@ enum AttrBits : std::uint64_t {
   kHasCtime = 128,    // else the modification time
   kHasVersion = 256,  // else 0
   kHasTarget = 512,   // a symlink's target follows
-  kKnownAttrBits = 1023,
+  kHasBirth = 1024,   // else the birth of the attributes before
+  kKnownAttrBits = 2047,
 };
 constexpr std::uint32_t kKnownFlags = kTreeMore | kTreeFailed | kTreePseudo | kTreeCrossed | kTreeNotExpanded;
 constexpr std::uint32_t kFlagsWithoutEntries = kTreeFailed | kTreePseudo | kTreeNotExpanded;
@@ -128,6 +129,13 @@ class In {
   bool ok_ = true;
 };
 
+// The difference of a birth to the change time: small where a tree was written at once.
+std::uint32_t birth_distance(const Attr& attr) { return birth_of(attr.ctime_ns) - attr.birth; }
+std::uint64_t zigzag32(std::uint32_t difference) {
+  return static_cast<std::uint32_t>((difference << 1) ^ ((difference >> 31) != 0 ? ~0U : 0U));
+}
+std::uint32_t unzigzag32(std::uint32_t coded) { return (coded >> 1) ^ ((coded & 1) != 0 ? ~0U : 0U); }
+
 std::uint64_t attr_bits(const TreeState& state, const Attr& attr, bool has_target) {
   const auto differs = [](bool yes, AttrBits bit) { return yes ? bit : std::uint64_t{0}; };
   const bool same_device = state.device < state.devices.size() && state.devices[state.device] == attr.dev;
@@ -137,7 +145,7 @@ std::uint64_t attr_bits(const TreeState& state, const Attr& attr, bool has_targe
          differs(attr.blocks != usual_blocks(attr.size), kHasBlocks) |
          differs(rest_of(attr.mtime_ns) != 0, kHasMtimeNs) |
          differs(attr.ctime_ns != attr.mtime_ns, kHasCtime) | differs(attr.version != 0, kHasVersion) |
-         differs(has_target, kHasTarget);
+         differs(has_target, kHasTarget) | differs(attr.birth != state.birth, kHasBirth);
 }
 
 void put_device(TreeState& state, std::uint64_t device, Out& out) {
@@ -164,7 +172,8 @@ void put_attr(TreeState& state, const Attr& attr, std::uint64_t bits, Out& out) 
   const auto ctime = static_cast<std::uint64_t>(attr.ctime_ns);
   if ((bits & kHasCtime) != 0) out.num(zigzag(ctime - state.ctime_ns));
   if ((bits & kHasVersion) != 0) out.num(attr.version);
-  state.mode = attr.mode, state.uid = attr.uid, state.gid = attr.gid;
+  if ((bits & kHasBirth) != 0) out.num(zigzag32(birth_distance(attr)));
+  state.birth = attr.birth, state.mode = attr.mode, state.uid = attr.uid, state.gid = attr.gid;
   state.ino = attr.ino, state.mtime_s = seconds_of(attr.mtime_ns), state.ctime_ns = ctime;
 }
 
@@ -204,6 +213,8 @@ bool get_attr(TreeState& state, Attr& attr, In& in) {
   state.ctime_ns = (bits & kHasCtime) != 0 ? state.ctime_ns + unzigzag(in.num()) : mtime;
   attr.ctime_ns = static_cast<std::int64_t>(state.ctime_ns);
   attr.version = (bits & kHasVersion) != 0 ? in.num() : 0;
+  if ((bits & kHasBirth) != 0) state.birth = birth_of(attr.ctime_ns) - unzigzag32(in.num32());
+  attr.birth = state.birth;
   return (bits & kHasTarget) != 0;
 }
 

@@ -52,6 +52,7 @@ struct TreeState {
   std::uint32_t mode = 0;
   std::uint32_t uid = 0;
   std::uint32_t gid = 0;
+  std::uint32_t birth = 0;
 };
 
 // Appends encoded blocks to `out`. Stateful: differences run through the whole stream.

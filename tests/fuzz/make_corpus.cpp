@@ -135,6 +135,7 @@ wire::Attr attr(std::uint32_t mode, std::uint64_t number) {
   out.mtime_ns = 1'700'000'000'123'456'789 + static_cast<std::int64_t>(number) * 1'000'000'000;
   out.ctime_ns = out.mtime_ns + static_cast<std::int64_t>(number % 2);
   out.version = number;
+  out.birth = number % 3 == 0 ? 0 : wire::birth_of(out.ctime_ns) - static_cast<std::uint32_t>(number);
   return out;
 }
 

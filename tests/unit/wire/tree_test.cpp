@@ -59,6 +59,7 @@ class Random {
     a.mtime_ns = static_cast<std::int64_t>(below(2) == 0 ? wide() : ~wide());
     a.ctime_ns = below(2) == 0 ? a.mtime_ns : static_cast<std::int64_t>(~wide());
     a.version = wide();
+    a.birth = below(3) == 0 ? birth_of(a.ctime_ns) : below(2) == 0 ? 7 : static_cast<std::uint32_t>(wide());
     return a;
   }
   TreeBlock block() {
@@ -120,7 +121,7 @@ TEST(Tree, EstimateBoundsTheLongestEntry) {
   auto& a = entry.attr;
   a.mode = 0xffffafff, a.nlink = a.uid = a.gid = 0xffffffff;
   a.ino = 1ull << 63, a.dev = a.rdev = a.size = a.version = ~0ull, a.blocks = 1ull << 63;
-  a.mtime_ns = INT64_MIN, a.ctime_ns = INT64_MIN / 2;
+  a.mtime_ns = INT64_MIN, a.ctime_ns = INT64_MIN / 2, a.birth = birth_of(a.ctime_ns) + 0x80000000;
   TreeBlock empty;
   Bytes one, two;
   TreeEncoder().add(empty, one);
@@ -242,7 +243,8 @@ TEST(Tree, ALengthOutsideTheLimitIsRefusedAtOnce) {
 }
 
 // Not asserted: the number is for people, and moves with zstd.
-TEST(Tree, ReportsTheSizeOfARealisticTree) {
+enum class Births { kNone, kWritten, kImage, kAnyhow };
+void report_size(const char* what, Births births) {
   Random random(7);
   static constexpr const char* kWords[] = {"index", "util",    "parse",  "stream", "README", "package",
                                            "types", "async",   "helper", "module", "error",  "client",
@@ -252,6 +254,13 @@ TEST(Tree, ReportsTheSizeOfARealisticTree) {
   Bytes bytes;
   std::uint64_t ino = 400000, entries = 0;
   std::int64_t now = 1718000000123456789;
+  const auto birth = [&](std::int64_t ctime) -> std::uint32_t {
+    if (births == Births::kNone) return 0;
+    if (births == Births::kImage) return 7;
+    if (births == Births::kAnyhow) return static_cast<std::uint32_t>(random.wide());
+    const auto made = ctime - static_cast<std::int64_t>(random.below(2)) * 4'000'000;  // a tick before
+    return birth_of(made);
+  };
   for (int dir = 0; dir < 5000; ++dir) {
     TreeBlock block;
     block.path = "node_modules/" + std::string(kWords[dir % 16]) + "-" + std::string(kWords[dir / 16 % 16]) +
@@ -259,6 +268,7 @@ TEST(Tree, ReportsTheSizeOfARealisticTree) {
     block.attr =
         Attr{.ino = ++ino, .dev = 2049, .mode = S_IFDIR | 0755, .nlink = 2, .size = 4096, .blocks = 8};
     block.attr.mtime_ns = block.attr.ctime_ns = now;
+    block.attr.birth = birth(now);
     for (int i = 0; i < 20; ++i) {
       TreeEntry entry;
       entry.name =
@@ -269,6 +279,7 @@ TEST(Tree, ReportsTheSizeOfARealisticTree) {
       entry.attr.blocks = (entry.attr.size + 4095) / 4096 * 8;
       entry.attr.mtime_ns = now - now % 1000000;
       entry.attr.ctime_ns = now;
+      entry.attr.birth = birth(now);
       block.entries.push_back(entry), ++entries;
     }
     encoder.add(block, bytes);
@@ -276,9 +287,16 @@ TEST(Tree, ReportsTheSizeOfARealisticTree) {
   Bytes packed(ZSTD_compressBound(bytes.size()));
   const auto size = ZSTD_compress(packed.data(), packed.size(), bytes.data(), bytes.size(), 1);
   ASSERT_EQ(ZSTD_isError(size), 0u);
-  std::printf("tree stream: %.1f bytes an entry, %.1f after zstd -1\n",
+  std::printf("tree stream, %s: %.1f bytes an entry, %.1f after zstd -1\n", what,
               static_cast<double>(bytes.size()) / static_cast<double>(entries),
               static_cast<double>(size) / static_cast<double>(entries));
+}
+
+TEST(Tree, ReportsTheSizeOfARealisticTree) {
+  report_size("no births", Births::kNone);
+  report_size("births near the change times", Births::kWritten);
+  report_size("one birth for all", Births::kImage);
+  report_size("births at random", Births::kAnyhow);
 }
 
 }  // namespace
