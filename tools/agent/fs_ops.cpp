@@ -23,7 +23,7 @@ Result<Place> place_in(OpContext& context, std::uint32_t root, const std::string
   if (!place || expect_parent == wire::NodeId{}) return place;
   auto st = stat_fd(place->dir.get());
   if (!st) return std::move(st).error();
-  if (node_of(*st) != expect_parent) return base::errno_error(ESTALE, "parent");
+  if (!wire::same_node(node_of(*st), expect_parent)) return base::errno_error(ESTALE, "parent");
   return place;
 }
 

@@ -15,7 +15,7 @@ namespace {
 struct Target {
   OrphanTable::FdPtr kept;
   Place place;
-  struct stat st {};
+  Stat st;
 
   int chown(uid_t uid, gid_t gid) const {
     return kept ? ::fchown(kept->get(), uid, gid)
@@ -29,9 +29,7 @@ struct Target {
     return kept ? ::futimens(kept->get(), times)
                 : ::utimensat(place.dir.get(), place.name.c_str(), times, AT_SYMLINK_NOFOLLOW);
   }
-  Result<struct stat> stat_again() const {
-    return kept ? stat_fd(kept->get()) : stat_place(place, node_of(st));
-  }
+  Result<Stat> stat_again() const { return kept ? stat_fd(kept->get()) : stat_place(place, node_of(st)); }
 };
 
 Result<Target> target_of(OpContext& context, const wire::Op& op) {

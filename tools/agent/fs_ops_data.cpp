@@ -184,7 +184,7 @@ Result<void> do_fsync(OpContext& context, const wire::Op& op, wire::OpDone& done
     if (whole) {
       auto now = stat_fd(own.get());
       if (!now) return std::move(now).error();
-      if (node_of(*now) != node_of(*st)) return base::errno_error(ESTALE, "fsync");
+      if (!wire::same_node(node_of(*now), node_of(*st))) return base::errno_error(ESTALE, "fsync");
     }
   }
   const int fd = kept ? kept->get() : own.get();
@@ -217,7 +217,7 @@ bool can_copy_by_hand(int error, int in, int out) {
   if (error == EXDEV || error == ENOSYS || error == EOPNOTSUPP || error == EPERM) return true;
   auto a = stat_fd(in);
   auto b = stat_fd(out);
-  return error == EINVAL && a.ok() && b.ok() && node_of(*a) != node_of(*b);
+  return error == EINVAL && a.ok() && b.ok() && !wire::same_node(node_of(*a), node_of(*b));
 }
 
 Result<void> copy_range(int in, int out, const wire::Op& op, std::uint64_t& written) {

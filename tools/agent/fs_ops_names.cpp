@@ -38,7 +38,7 @@ std::string link_target(const Place& place) {
 }
 
 // A creation that met its name taken: whether what is there may stand for what was asked.
-bool stands_for(const wire::Op& op, const Place& place, const struct stat& st) {
+bool stands_for(const wire::Op& op, const Place& place, const Stat& st) {
   const mode_t type = type_of(op);
   if ((st.st_mode & S_IFMT) != type) return false;
   if (op.kind == wire::OpKind::kSymlink) return retried(op) && link_target(place) == op.target;
@@ -48,7 +48,7 @@ bool stands_for(const wire::Op& op, const Place& place, const struct stat& st) {
 }
 
 // A file that was there already, opened with O_TRUNC.
-Result<void> empty_file(const wire::Op& op, const Place& place, struct stat& st) {
+Result<void> empty_file(const wire::Op& op, const Place& place, Stat& st) {
   auto file = open_for_write(place, node_of(st), O_WRONLY);
   if (!file) return std::move(file).error();
   if (::ftruncate(file->fd.get(), 0) != 0) return base::last_errno("truncate");
@@ -65,7 +65,7 @@ struct Dress {
   mode_t mode;
 };
 
-Dress dress_of(const OpContext& context, const wire::Op& op, const struct stat& parent) {
+Dress dress_of(const OpContext& context, const wire::Op& op, const Stat& parent) {
   Dress dress{owner_of(context, op), static_cast<mode_t>(op.mode & 07777)};
   if ((parent.st_mode & S_ISGID) != 0) {
     dress.owner.gid = parent.st_gid;
@@ -113,7 +113,7 @@ int chmod_node(int fd, mode_t mode) {
 
 // Whether this is a node that an agent made and had not given away yet when it died, which it leaves
 // only where the kernel refuses BornAs. Anything else was changed by others since, and stays.
-bool half_made(const OpContext& context, const Dress& dress, const struct stat& st) {
+bool half_made(const OpContext& context, const Dress& dress, const Stat& st) {
   if (!context.who.root() || st.st_uid != context.who.agent_uid || dress.owner.uid == st.st_uid) return false;
   if (S_ISDIR(st.st_mode)) return (st.st_mode & 0777) == half_made_mode(true);
   if (S_ISREG(st.st_mode) && st.st_size != 0) return false;
@@ -122,7 +122,7 @@ bool half_made(const OpContext& context, const Dress& dress, const struct stat& 
 
 // What birth did not give: the owner where the kernel refused BornAs, the mode where a umask, an ACL
 // or the change of owner took bits.
-Result<void> complete(const OpContext& context, int fd, const Dress& dress, const struct stat& st) {
+Result<void> complete(const OpContext& context, int fd, const Dress& dress, const Stat& st) {
   const bool foreign = st.st_uid != dress.owner.uid || st.st_gid != dress.owner.gid;
   if (context.who.root() && foreign &&
       ::fchownat(fd, "", dress.owner.uid, dress.owner.gid, AT_EMPTY_PATH) != 0) {
@@ -138,7 +138,7 @@ Result<void> complete(const OpContext& context, int fd, const Dress& dress, cons
 // Owner, mode and time of what was just made; `st` afterwards. A name that stands for another node by
 // now (code in the sandbox moved it) is left alone.
 Result<void> finish_make(const OpContext& context, const wire::Op& op, const Place& place, int fd,
-                         const Dress& dress, struct stat& st) {
+                         const Dress& dress, Stat& st) {
   auto born = stat_fd(fd);
   if (!born) return std::move(born).error();
   const bool ours = (born->st_mode & S_IFMT) == type_of(op) &&
@@ -176,7 +176,7 @@ struct Leaving {
   base::UniqueFd look;  // O_PATH: its attributes afterwards
 };
 
-Result<Leaving> before_leaving(const wire::Op& op, const Place& place, const struct stat& st) {
+Result<Leaving> before_leaving(const wire::Op& op, const Place& place, const Stat& st) {
   Leaving leaving;
   leaving.look.reset(::openat(place.dir.get(), place.name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
   if (!has_flag(op, wire::kOpKeep) || !S_ISREG(st.st_mode)) return leaving;
@@ -208,7 +208,7 @@ Result<void> make_over(const OpContext& context, const wire::Op& op, const Place
   if (!stands_for(op, place, *st)) return base::errno_error(EEXIST, "create");
   if (retried(op) && half_made(context, dress, *st)) {
     const base::UniqueFd fd(::openat(place.dir.get(), place.name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
-    st = fd ? stat_fd(fd.get()) : Result<struct stat>(base::last_errno("open"));
+    st = fd ? stat_fd(fd.get()) : Result<Stat>(base::last_errno("open"));
     if (!st) return std::move(st).error();
     if (half_made(context, dress, *st)) {
       if (auto whole = complete(context, fd.get(), dress, *st); !whole) return whole;
@@ -239,7 +239,7 @@ Result<void> do_make(OpContext& context, const wire::Op& op, wire::OpDone& done)
   if (error == EEXIST) return make_over(context, op, *place, dress, done);
   if (error != 0) return base::errno_error(error, "create");
   if (base::fault::active("agent.crash_in_create", op.path)) std::abort();
-  struct stat st {};
+  Stat st;
   if (auto finished = finish_make(context, op, *place, fd.get(), dress, st); !finished) {
     (void)::unlinkat(place->dir.get(), place->name.c_str(),
                      op.kind == wire::OpKind::kMkdir ? AT_REMOVEDIR : 0);
@@ -261,12 +261,14 @@ Result<void> do_link(OpContext& context, const wire::Op& op, wire::OpDone& done)
   if (::linkat(from->dir.get(), from->name.c_str(), to->dir.get(), to->name.c_str(), 0) != 0) {
     const int error = errno;
     auto there = stat_place(*to, {});
-    const bool applied = error == EEXIST && retried(op) && there.ok() && node_of(*there) == node_of(*st);
+    const bool applied =
+        error == EEXIST && retried(op) && there.ok() && wire::same_node(node_of(*there), node_of(*st));
     if (!applied) return base::errno_error(error, "link");
   }
   auto after = stat_place(*to, {});
   if (!after) return std::move(after).error();
-  if (node_of(*after) != node_of(*st)) return base::errno_error(ESTALE, "link");  // replaced in between
+  if (!wire::same_node(node_of(*after), node_of(*st)))
+    return base::errno_error(ESTALE, "link");  // replaced in between
   done.attr = make_attr(*after);
   fill_parent(to->dir.get(), done.parent);
   return {};
@@ -277,7 +279,7 @@ namespace {
 // What is to be removed. Without attributes: a repeated removal, and its node is gone already.
 struct Removed {
   Place place;
-  std::optional<struct stat> st;
+  std::optional<Stat> st;
 };
 
 Result<Removed> to_remove(OpContext& context, const wire::Op& op) {
@@ -343,7 +345,7 @@ void fill_parents(const Place& from, const Place& to, wire::OpDone& done) {
   fill_parent(from.dir.get(), done.parent);
   wire::Attr second;
   fill_parent(to.dir.get(), second);
-  if (second.ino != done.parent.ino || second.dev != done.parent.dev) done.parent2 = second;
+  if (!wire::same_node(second, done.parent)) done.parent2 = second;
 }
 
 }  // namespace
@@ -366,7 +368,7 @@ Result<void> do_rename(OpContext& context, const wire::Op& op, wire::OpDone& don
   Leaving leaving;
   if (op.flags == 0 && has_flag(op, wire::kOpKeep)) {
     auto replaced = stat_place(*to, {});
-    if (replaced && node_of(*replaced) != node_of(*st)) {
+    if (replaced && !wire::same_node(node_of(*replaced), node_of(*st))) {
       auto ready = before_leaving(op, *to, *replaced);
       if (!ready) return std::move(ready).error();
       leaving = std::move(*ready);

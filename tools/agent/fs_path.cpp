@@ -85,9 +85,9 @@ std::int64_t as_coarse(std::int64_t ns) {
 
 }  // namespace
 
-wire::Attr make_attr(const struct stat& st) { return make_attr(st, Versions::process().now()); }
+wire::Attr make_attr(const Stat& st) { return make_attr(st, Versions::process().now()); }
 
-wire::Attr make_attr(const struct stat& st, std::uint64_t as_of) {
+wire::Attr make_attr(const Stat& st, std::uint64_t as_of) {
   wire::Attr attr;
   attr.ino = st.st_ino;
   attr.dev = st.st_dev;
@@ -100,6 +100,7 @@ wire::Attr make_attr(const struct stat& st, std::uint64_t as_of) {
   attr.blocks = static_cast<std::uint64_t>(st.st_blocks);
   attr.mtime_ns = as_coarse(nanoseconds(st.st_mtim));
   attr.ctime_ns = as_coarse(nanoseconds(st.st_ctim));
+  attr.birth = st.birth;
   attr.version = Versions::process().of(node_of(st), as_of);
   return attr;
 }
@@ -129,18 +130,11 @@ base::Result<Place> open_place(int root, std::string_view path) {
   return Place{std::move(*fd), path.empty() ? "." : std::move(name)};
 }
 
-base::Result<struct stat> stat_place(const Place& place, wire::NodeId expect) {
-  struct stat st {};
-  if (::fstatat(place.dir.get(), place.name.c_str(), &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) != 0) {
-    return base::last_errno("stat");
-  }
-  if (expect != wire::NodeId{} && expect != node_of(st)) return base::errno_error(ESTALE, "stat");
-  return st;
-}
-
-base::Result<struct stat> stat_fd(int fd) {
-  struct stat st {};
-  if (::fstat(fd, &st) != 0) return base::last_errno("fstat");
+base::Result<Stat> stat_place(const Place& place, wire::NodeId expect) {
+  auto st = stat_at(place.dir.get(), place.name.c_str());
+  if (!st) return st;
+  if (expect != wire::NodeId{} && !wire::same_node(expect, node_of(*st)))
+    return base::errno_error(ESTALE, "stat");
   return st;
 }
 
@@ -152,8 +146,10 @@ base::Result<OpenFile> open_regular(const Place& place, wire::NodeId expect, int
   file.fd.reset(
       ::openat(place.dir.get(), place.name.c_str(), flags | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
   if (!file.fd) return base::last_errno("open");
-  if (::fstat(file.fd.get(), &file.st) != 0) return base::last_errno("fstat");
-  if (node_of(file.st) != node_of(*before)) {  // replaced in between
+  auto opened = stat_fd(file.fd.get());
+  if (!opened) return std::move(opened).error();
+  file.st = *opened;
+  if (!wire::same_node(node_of(file.st), node_of(*before))) {  // replaced in between
     if (expect != wire::NodeId{}) return base::errno_error(ESTALE, "open");
     if (!S_ISREG(file.st.st_mode)) return base::errno_error(type_error(file.st.st_mode), "open");
   }
@@ -170,7 +166,7 @@ base::Result<OpenFile> open_for_write(const Place& place, wire::NodeId expect, i
   file = open_regular(place, node_of(*st), flags);
   if (file) {
     (void)::fchmod(file->fd.get(), mode);
-    (void)::fstat(file->fd.get(), &file->st);
+    if (auto now = stat_fd(file->fd.get())) file->st = *now;
   } else {
     (void)::fchmodat(place.dir.get(), place.name.c_str(), mode, AT_SYMLINK_NOFOLLOW);
   }

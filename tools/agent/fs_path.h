@@ -8,6 +8,7 @@
 #include "client/base/result.h"
 #include "client/base/unique_fd.h"
 #include "client/wire/messages.h"
+#include "tools/agent/node_stat.h"
 
 // Paths below a root, resolved so that nothing leads outside it: no "..", no symlink in any
 // component, no magic link. The code that runs in the sandbox may rename anything at any moment.
@@ -17,11 +18,8 @@ namespace nearbox::agent {
 
 // The attributes as they travel, with the node's version: at most `as_of`, which is Versions::now() of
 // before the stat, or of before the bytes were read that go with them.
-wire::Attr make_attr(const struct stat& st, std::uint64_t as_of);
-wire::Attr make_attr(const struct stat& st);  // as of now
-inline wire::NodeId node_of(const struct stat& st) {
-  return {static_cast<std::uint64_t>(st.st_dev), static_cast<std::uint64_t>(st.st_ino)};
-}
+wire::Attr make_attr(const Stat& st, std::uint64_t as_of);
+wire::Attr make_attr(const Stat& st);  // as of now
 
 // Opens `path` (valid_path(); "" is the root itself) below `root`. A trailing symlink is opened
 // itself with O_PATH | O_NOFOLLOW, else ELOOP. Never blocks on a FIFO for O_RDONLY.
@@ -36,15 +34,14 @@ struct Place {
 base::Result<Place> open_place(int root, std::string_view path);
 
 // lstat of a place, ESTALE when `expect` is set and another node is there.
-base::Result<struct stat> stat_place(const Place& place, wire::NodeId expect);
-base::Result<struct stat> stat_fd(int fd);
+base::Result<Stat> stat_place(const Place& place, wire::NodeId expect);
 
 // A regular file opened for reading and/or writing: checked before the open (a device or FIFO is
 // never touched) and after it.
 // Errors:  ESTALE as above; EISDIR, ELOOP, ENXIO by type.
 struct OpenFile {
   base::UniqueFd fd;
-  struct stat st {};
+  Stat st;
 };
 base::Result<OpenFile> open_regular(const Place& place, wire::NodeId expect, int flags);
 

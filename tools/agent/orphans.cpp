@@ -32,7 +32,7 @@ base::Result<OrphanTable::FdPtr> OrphanTable::get(std::uint64_t number, wire::No
   if (expect == wire::NodeId{}) return file;
   auto st = stat_fd(file->get());
   if (!st) return std::move(st).error();
-  if (node_of(*st) != expect) return base::errno_error(ESTALE, "kept file");
+  if (!wire::same_node(node_of(*st), expect)) return base::errno_error(ESTALE, "kept file");
   return file;
 }
 

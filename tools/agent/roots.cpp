@@ -73,7 +73,7 @@ base::Result<wire::RootReply> RootTable::open(const wire::RootOpen& request, std
 
   base::MutexLock lock(mu_);
   for (std::size_t i = 0; i < roots_.size(); ++i) {
-    if (roots_[i]->path != root->path || roots_[i]->node != root->node) continue;
+    if (roots_[i]->path != root->path || !wire::same_node(roots_[i]->node, root->node)) continue;
     reply.root = static_cast<std::uint32_t>(i + 1);
     return reply;
   }

@@ -115,7 +115,7 @@ void Session::run_op(const wire::Op& op) {
   const auto begun = watcher_.op_begins();
   auto done = apply_op(op_context_, op);
   if (done.attr.ino != 0 && changes_content(op, done)) {
-    done.attr.version = Versions::process().bump({done.attr.dev, done.attr.ino});
+    done.attr.version = Versions::process().bump(wire::identity(done.attr));
   }
   const bool tells = watched && (done.error == 0 || done.written > 0) && op.kind != wire::OpKind::kFsync;
   if (tells) watcher_.op_applied(this, own_change(op, done));

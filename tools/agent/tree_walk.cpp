@@ -267,10 +267,10 @@ bool TreeWalk::read_entry(int fd, const std::string& name, const Dir& dir, wire:
     return true;
   }
   const auto as_of = Versions::process().now();
-  struct stat st {};
-  if (::fstatat(fd, name.c_str(), &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) != 0) return false;
-  out.attr = make_attr(st, as_of);
-  if (!S_ISLNK(st.st_mode)) return true;
+  const auto st = stat_at(fd, name.c_str());
+  if (!st) return false;
+  out.attr = make_attr(*st, as_of);
+  if (!S_ISLNK(st->st_mode)) return true;
   std::array<char, wire::kMaxPath> target{};
   const ssize_t n = ::readlinkat(fd, name.c_str(), target.data(), target.size());
   if (n < 0) return false;

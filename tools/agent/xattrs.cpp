@@ -21,7 +21,7 @@ base::Result<base::UniqueFd> open_for_xattr(const Place& place, wire::NodeId exp
   if (!fd) return base::last_errno("open");
   auto now = stat_fd(fd.get());
   if (!now) return std::move(now).error();
-  if (node_of(*now) != node_of(*st)) return base::errno_error(ESTALE, "xattr");
+  if (!wire::same_node(node_of(*now), node_of(*st))) return base::errno_error(ESTALE, "xattr");
   return fd;
 }
 

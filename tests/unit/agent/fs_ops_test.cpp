@@ -28,7 +28,7 @@ class FsOps : public ::testing::Test {
     const auto reply = roots.open({dir.path, false});
     EXPECT_TRUE(reply.ok());
     root = reply->root;
-    root_node = {reply->attr.dev, reply->attr.ino};
+    root_node = wire::identity(reply->attr);
   }
   Op op(OpKind kind, const std::string& path) {
     Op o;
@@ -46,10 +46,10 @@ class FsOps : public ::testing::Test {
     o.op_flags |= wire::kOpRetry;
     return o;
   }
-  struct stat lstat(const std::string& name) {
-    struct stat st {};
-    EXPECT_EQ(::lstat((dir / name).c_str(), &st), 0) << name;
-    return st;
+  Stat lstat(const std::string& name) {
+    const auto st = stat_at(AT_FDCWD, (dir / name).c_str());
+    EXPECT_TRUE(st.ok()) << name;
+    return st ? *st : Stat{};
   }
   bool exists(const std::string& name) {
     struct stat st {};

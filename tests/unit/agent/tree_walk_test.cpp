@@ -108,10 +108,10 @@ TEST_F(TreeWalkTest, ShowsExactlyWhatIsThere) {
     const auto path = item.path().string().substr(dir.path.size() + 1);
     const auto found = tree.entries.find(path);
     ASSERT_NE(found, tree.entries.end()) << path;
-    struct stat st {};
-    ASSERT_EQ(::lstat(item.path().c_str(), &st), 0);
-    EXPECT_EQ(found->second.attr, make_attr(st)) << path;
-    if (S_ISLNK(st.st_mode)) {
+    const auto st = stat_at(AT_FDCWD, item.path().c_str());
+    ASSERT_TRUE(st.ok());
+    EXPECT_EQ(found->second.attr, make_attr(*st)) << path;
+    if (S_ISLNK(st->st_mode)) {
       EXPECT_EQ(found->second.target, std::filesystem::read_symlink(item.path()).string());
     }
     ++seen;

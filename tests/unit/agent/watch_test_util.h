@@ -144,27 +144,28 @@ class Model {
   }
   void read_dir(const std::string& path) {
     const auto as_of = Versions::process().now();
-    struct stat st {};
-    if (::lstat(path.c_str(), &st) != 0) return;
-    auto& dir = nodes[node_of(st)];
-    dir.attr = make_attr(st, as_of);
-    if (!S_ISDIR(st.st_mode)) return;
+    const auto st = stat_at(AT_FDCWD, path.c_str());
+    if (!st) return;
+    auto& dir = nodes[node_of(*st)];
+    dir.attr = make_attr(*st, as_of);
+    if (!S_ISDIR(st->st_mode)) return;
     dir.names.clear();
     for (const auto& name : list(path)) {
       const auto below = path + "/" + name;
       const auto now = Versions::process().now();
-      struct stat entry {};
-      if (::lstat(below.c_str(), &entry) != 0) continue;
-      dir.names[name] = node_of(entry);
-      auto& node = nodes[node_of(entry)];
-      node.attr = make_attr(entry, now);
-      if (S_ISLNK(entry.st_mode)) node.target = std::filesystem::read_symlink(below);
-      if (S_ISDIR(entry.st_mode)) read_dir(below);
+      const auto entry = stat_at(AT_FDCWD, below.c_str());
+      if (!entry) continue;
+      dir.names[name] = node_of(*entry);
+      auto& node = nodes[node_of(*entry)];
+      node.attr = make_attr(*entry, now);
+      if (S_ISLNK(entry->st_mode)) node.target = std::filesystem::read_symlink(below);
+      if (S_ISDIR(entry->st_mode)) read_dir(below);
     }
   }
   void compare(const std::string& path, wire::NodeId id, const std::string& shown, std::string& out) {
-    struct stat st {};
-    if (::lstat(path.c_str(), &st) != 0) {
+    const auto found = stat_at(AT_FDCWD, path.c_str());
+    const Stat st = found ? *found : Stat{};
+    if (!found) {
       out += "gone on disk: " + shown + "\n";
       return;
     }

@@ -389,11 +389,10 @@ TEST_P(WatcherTest, OwnOperations) {
   const auto op = [&](const std::string& path, const std::function<void()>& action, bool made = false) {
     const auto begun = watcher.op_begins();
     action();
-    struct stat st {};
     OwnChange change{client->root, {path}, {}, made};
-    if (::lstat((*this / path).c_str(), &st) == 0) {
-      (void)Versions::process().bump(node_of(st));
-      change.attr = make_attr(st);
+    if (const auto st = stat_at(AT_FDCWD, (*this / path).c_str())) {
+      (void)Versions::process().bump(node_of(*st));
+      change.attr = make_attr(*st);
     }
     watcher.op_applied(client.get(), change);
     watcher.op_told(begun, change);

@@ -14,7 +14,8 @@ constexpr std::size_t kEntryCost = 192;  // what a name weighs besides its bytes
 
 wire::NodeId dir_of(const std::string& key) {
   wire::NodeId dir;
-  std::memcpy(&dir, key.data(), sizeof dir);
+  std::memcpy(&dir.dev, key.data(), sizeof dir.dev);
+  std::memcpy(&dir.ino, key.data() + sizeof dir.dev, sizeof dir.ino);
   return dir;
 }
 
@@ -75,7 +76,7 @@ std::optional<Coalescer::TimePoint> Coalescer::next_due() const {
 
 Coalescer::Item Coalescer::take_entry(Id id, TimePoint now) {
   Entry& entry = entries_[id];
-  Item item{dir_of(entry.key), entry.key.substr(sizeof(wire::NodeId)), entry.flags, std::move(entry.targets)};
+  Item item{dir_of(entry.key), entry.key.substr(kPlaceDirBytes), entry.flags, std::move(entry.targets)};
   for (const auto& target : item.targets) bytes_ -= target.size() + sizeof(std::string);
   const bool busy = entry.interval.count() != 0 && now < entry.last + 2 * entry.interval + kFirstInterval;
   entry.interval = busy ? std::min(2 * entry.interval, kLongestInterval) : kFirstInterval;

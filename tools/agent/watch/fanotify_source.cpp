@@ -222,11 +222,11 @@ base::UniqueFd FanotifySource::open_dir(wire::NodeId dir) {
   return it == dirs_.end() ? base::UniqueFd() : open_handle(it->second->key, O_PATH | O_DIRECTORY);
 }
 
-std::optional<struct stat> FanotifySource::target(std::string_view handle) {
+std::optional<Stat> FanotifySource::target(std::string_view handle) {
   const auto fd = open_handle(std::string(handle), O_PATH);
-  struct stat st {};
-  if (!fd || ::fstat(fd.get(), &st) != 0) return std::nullopt;
-  return st;
+  if (!fd) return std::nullopt;
+  const auto st = stat_fd(fd.get());
+  return st ? std::optional(*st) : std::nullopt;
 }
 
 void FanotifySource::entered(int fd, wire::NodeId /*dir*/, wire::NodeId /*parent*/,

@@ -339,7 +339,7 @@ base::UniqueFd InotifySource::open_dir(wire::NodeId dir) {
   return fd ? std::move(fd) : open_now(dir);
 }
 
-std::optional<struct stat> InotifySource::target(std::string_view /*handle*/) { return std::nullopt; }
+std::optional<Stat> InotifySource::target(std::string_view /*handle*/) { return std::nullopt; }
 
 void InotifySource::entered(int fd, wire::NodeId dir, wire::NodeId parent, std::string_view name) {
   if (parent == wire::NodeId{}) return;

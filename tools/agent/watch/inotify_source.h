@@ -47,7 +47,7 @@ class InotifySource final : public WatchSource {
   void rescan() override;
   base::UniqueFd open_dir(wire::NodeId dir) override;
   RootSet roots_of(wire::NodeId dir) override;
-  std::optional<struct stat> target(std::string_view handle) override;
+  std::optional<Stat> target(std::string_view handle) override;
   void entered(int fd, wire::NodeId dir, wire::NodeId parent, std::string_view name) override;
 
  private:

@@ -20,11 +20,6 @@ struct CloseDir {
   void operator()(DIR* dir) const { ::closedir(dir); }
 };
 
-bool stat_at(int dir, const std::string& name, struct stat& st) {
-  const char* const path = name.empty() ? "." : name.c_str();
-  return ::fstatat(dir, path, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) == 0;
-}
-
 // The path of an open directory, "" where /proc is not mounted.
 std::string path_of(int fd) {
   std::array<char, wire::kMaxPath> buffer{};
@@ -46,8 +41,6 @@ bool read_target(int dir, const std::string& name, std::string& target) {
   target.assign(buffer.data(), static_cast<std::size_t>(n));
   return true;
 }
-
-wire::NodeId node_of(const wire::Attr& attr) { return {attr.dev, attr.ino}; }
 
 }  // namespace
 
@@ -83,7 +76,7 @@ void Looker::resolve_targets(WatchSource& source, const Item& item, wire::NodeId
   for (const auto& target : item.targets) {
     const auto st = source.target(target);
     if (!st) continue;
-    const auto node = agent::node_of(*st);
+    const auto node = node_of(*st);
     if (node == here) {
       if (content) versions_.bump(node);
       continue;
@@ -100,14 +93,17 @@ void Looker::resolve_targets(WatchSource& source, const Item& item, wire::NodeId
 
 void Looker::look_at(WatchSource& source, int fd, const Item& item, const RootSet& roots, Findings& out) {
   if (own_mount(fd, item.name)) return;
-  struct stat st {};
   wire::NameState state;
   state.dir = item.dir;
   state.name = item.name;
-  bool there = stat_at(fd, item.name, st);
-  const bool hidden = !there && errno == EACCES;  // not gone: the directory's mode keeps this agent out
+  // "." rather than the descriptor itself: a directory that may not be searched is hidden too.
+  const auto looked = stat_at(fd, item.name.empty() ? "." : item.name.c_str());
+  const Stat st = looked ? *looked : Stat{};
+  bool there = looked.ok();
+  // Not gone: the directory's mode keeps this agent out.
+  const bool hidden = !there && looked.error().as_errno() == EACCES;
   if (there && S_ISLNK(st.st_mode)) there = read_target(fd, item.name, state.target);
-  resolve_targets(source, item, there ? agent::node_of(st) : wire::NodeId{}, roots, out);
+  resolve_targets(source, item, there ? node_of(st) : wire::NodeId{}, roots, out);
   if (hidden) source.hidden();
   if (!there) {
     if ((item.flags & kHintFresh) != 0) {
@@ -118,7 +114,7 @@ void Looker::look_at(WatchSource& source, int fd, const Item& item, const RootSe
     return;
   }
   const bool by_name = (item.flags & kHintContent) != 0 && item.targets.empty();
-  if (by_name || (item.flags & kHintBorn) != 0) versions_.bump(agent::node_of(st));
+  if (by_name || (item.flags & kHintBorn) != 0) versions_.bump(node_of(st));
   state.attr = make_attr(st);
   if (S_ISDIR(st.st_mode) && (item.flags & kHintFresh) != 0 && !item.name.empty()) {
     return list(source, fd, item, state.attr, roots, out);
@@ -145,11 +141,11 @@ void Looker::list(WatchSource& source, int parent, const Item& item, const wire:
   head.attr = attr;
   const base::UniqueFd top(
       ::openat(parent, item.name.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-  struct stat st {};
-  if (!top || ::fstat(top.get(), &st) != 0 || agent::node_of(st) != node_of(attr)) {
+  const auto st = stat_fd(top.get());
+  if (!st || !wire::same_node(node_of(*st), wire::identity(attr))) {
     return;  // replaced since: an event says so
   }
-  source.entered(top.get(), agent::node_of(st), item.dir, item.name);
+  source.entered(top.get(), node_of(*st), item.dir, item.name);
   listing.top = top.get();
   listing.seen.push_back({std::move(head), roots});
   listing.waiting.emplace_back();
@@ -168,13 +164,14 @@ bool Looker::list_one(WatchSource& source, Listing& listing, const std::string& 
   auto fd = open_beneath(listing.top, path, O_RDONLY | O_DIRECTORY);
   const bool readable = fd.ok();
   if (!readable) fd = open_beneath(listing.top, path, O_PATH | O_DIRECTORY);
-  struct stat st {};
-  if (!fd || ::fstat(fd->get(), &st) != 0) return true;  // gone: an event says so
-  const auto dir = agent::node_of(st);
+  if (!fd) return true;  // gone: an event says so
+  const auto st = stat_fd(fd->get());
+  if (!st) return true;
+  const auto dir = node_of(*st);
   wire::NameState tail;
   tail.dir = dir;
   tail.flags = wire::kNameListed;
-  tail.attr = make_attr(st);
+  tail.attr = make_attr(*st);
   if (readable && !pseudo(tail.attr)) {
     const int number = fd->get();
     const std::unique_ptr<DIR, CloseDir> handle(::fdopendir(number));
@@ -197,7 +194,7 @@ bool Looker::list_one(WatchSource& source, Listing& listing, const std::string& 
           seen.state.flags = wire::kNameFresh;
           const base::UniqueFd sub(
               ::openat(number, name.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-          if (sub) source.entered(sub.get(), node_of(seen.state.attr), dir, name);
+          if (sub) source.entered(sub.get(), wire::identity(seen.state.attr), dir, name);
           auto next = below(path, name);
           if (next.size() < wire::kMaxPath) listing.waiting.push_back(std::move(next));
         }

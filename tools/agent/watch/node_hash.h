@@ -16,10 +16,12 @@ struct NodeHash {
   }
 };
 
+inline constexpr std::size_t kPlaceDirBytes = 2 * sizeof(std::uint64_t);
 // A name in a directory as one key.
 inline std::string place_key(wire::NodeId dir, std::string_view name) {
-  std::string key(sizeof dir, '\0');
-  std::memcpy(key.data(), &dir, sizeof dir);
+  std::string key(kPlaceDirBytes, '\0');
+  std::memcpy(key.data(), &dir.dev, sizeof dir.dev);
+  std::memcpy(key.data() + sizeof dir.dev, &dir.ino, sizeof dir.ino);
   key.append(name);
   return key;
 }

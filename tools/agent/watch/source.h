@@ -12,6 +12,7 @@
 #include "client/base/result.h"
 #include "client/base/unique_fd.h"
 #include "client/wire/changes.h"
+#include "tools/agent/node_stat.h"
 #include "tools/agent/roots.h"
 #include "tools/agent/watch/hint.h"
 
@@ -65,7 +66,7 @@ class WatchSource {
   virtual base::UniqueFd open_dir(wire::NodeId dir) = 0;
   virtual RootSet roots_of(wire::NodeId dir) = 0;
   // The node of a hint's target, nothing when it is gone.
-  virtual std::optional<struct stat> target(std::string_view handle) = 0;
+  virtual std::optional<Stat> target(std::string_view handle) = 0;
   // A directory is about to be listed because the clients know nothing of it: `fd` is open on it.
   virtual void entered(int fd, wire::NodeId dir, wire::NodeId parent, std::string_view name) = 0;
 };

@@ -540,7 +540,7 @@ void Watcher::look_at_one(const Own& own, Findings& out) {
   bool shown = false;
   for (const auto& path : own.change.paths) {
     auto place = open_place(own.change.root->dir.get(), path);
-    auto dir = place ? stat_fd(place->dir.get()) : base::Result<struct stat>(base::errno_error(ENOENT));
+    auto dir = place ? stat_fd(place->dir.get()) : base::Result<Stat>(base::errno_error(ENOENT));
     if (!dir) continue;
     const auto node = node_of(*dir);
     for (auto* source : {fanotify_.get(), inotify_.get()}) {
