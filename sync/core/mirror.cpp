@@ -20,7 +20,7 @@ Mirror::Mirror() : impl_(std::make_unique<Impl>()) {
 }
 Mirror::~Mirror() = default;
 
-NodeIndex Mirror::find(const wire::NodeId& id) const { return impl_->find(id.dev, id.ino); }
+NodeIndex Mirror::find(const wire::NodeId& id) const { return impl_->find(id.dev, id.ino, id.birth); }
 bool Mirror::alive(NodeIndex node) const { return impl_->alive(node); }
 wire::Attr Mirror::attr(NodeIndex node) const { return impl_->used(node) ? impl_->attr(node) : wire::Attr{}; }
 std::string Mirror::target(NodeIndex node) const {
@@ -97,12 +97,15 @@ void Mirror::set_root(const wire::Attr& given, Changes& changes) {
   const auto is = normal(given);
   auto& root = impl_->nodes[kRoot];
   const bool same = root.indexed && root.ino == is.ino && impl_->devices.number(root.device) == is.dev;
-  if (!same) {
+  if (same) {
+    root.birth = is.birth;  // all of it is read again by those who opened it
+  } else {
     if (const auto other = impl_->find(is.dev, is.ino); other != kNoNode) impl_->retire(other, changes);
     if (root.indexed) impl_->by_id.erase(kRoot);
     impl_->devices.give(root.device);
     root.device = impl_->devices.take(is.dev);
     root.ino = is.ino;
+    root.birth = is.birth;
     root.indexed = true;
     impl_->by_id.insert(kRoot);
     impl_->store(kRoot, is);
@@ -136,7 +139,7 @@ void Mirror::set_attr(NodeIndex node, const wire::Attr& given, Changes& changes)
   if (!impl_->used(node)) return;
   const auto& n = impl_->nodes[node];
   const auto is = normal(given);
-  if (n.ino != is.ino || impl_->devices.number(n.device) != is.dev || !same_type(n.mode, is.mode)) return;
+  if (!impl_->is(node, is) || !same_type(n.mode, is.mode)) return;
   impl_->update(node, is, {}, changes);
 }
 
@@ -144,6 +147,10 @@ void Mirror::set_listing(NodeIndex dir, Listing listing, int error) {
   if (!impl_->is_dir(dir)) return;
   impl_->dir(dir).listing = listing;
   impl_->dir(dir).error = error;
+}
+
+void Mirror::supersede(NodeIndex node, Changes& changes) {
+  if (node != kRoot && impl_->used(node)) impl_->supersede(node, changes);
 }
 
 bool Mirror::proven(NodeIndex node) const { return prover(node) == kNoNode; }
@@ -187,7 +194,7 @@ void Mirror::apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& 
   const auto was = impl_->attr(dir);
   const bool frozen = skip && skip(dir);
   const bool has_attr = block.attr.ino != 0;  // a directory that could not be looked at has none
-  const bool told = newer != nullptr && newer->attr && newer->attr({was.dev, was.ino});
+  const bool told = newer != nullptr && newer->attr && newer->attr(wire::identity(was));
   if (has_attr && !told && (!frozen || block.attr.ctime_ns > was.ctime_ns)) {
     set_attr(dir, block.attr, changes);
   }
@@ -209,7 +216,7 @@ void Mirror::apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& 
     const auto node = lookup(dir, entry.name);
     if (node == kNoNode || impl_->is_dir(node)) return false;
     const auto known = impl_->attr(node);
-    return known.ino == entry.attr.ino && known.dev == entry.attr.dev && skip(node);
+    return wire::same_node(known, entry.attr) && skip(node);
   };
   for (const auto& entry : block.entries) {
     if (const auto cookie = impl_->apply_entry(dir, entry, kept(entry), newer, changes); cookie != 0)

@@ -56,7 +56,8 @@ struct Newer {
   std::function<void(NodeIndex dir)> unsure;                       // look at this directory again
 };
 
-// The sandbox's tree in memory: nodes by (device, inode), names by (directory, name).
+// The sandbox's tree in memory: nodes by (device, inode), names by (directory, name). A node is that of one
+// file: where attributes of its number show another birth, it gives way to a new node.
 //
 // Owns:    all nodes and names; ≤ 200 bytes an entry with names of 15 bytes (tests/model measures).
 // Threads: none of its own; callers hold the lock that guards it (shared for const methods,
@@ -77,6 +78,7 @@ class Mirror {
   static constexpr std::size_t kMaxNames = 32'000'000;  // about 5 GB
 
   // ---- looking
+  // Not one of another birth: its number was given again.
   NodeIndex find(const wire::NodeId& id) const;
   bool alive(NodeIndex node) const;  // has a name (or is the root)
   wire::Attr attr(NodeIndex node) const;
@@ -115,6 +117,9 @@ class Mirror {
   // directory always kAttr). Ignored when attr is of another identity or file type.
   void set_attr(NodeIndex node, const wire::Attr& attr, Changes& changes);
   void set_listing(NodeIndex dir, Listing listing, int error = 0);
+  // Another file has the node's number by now: it loses its names, and what else the directories that had
+  // them hold is kStale. link() and apply_block() do so by themselves.
+  void supersede(NodeIndex node, Changes& changes);
 
   // Forgets everything below `dir`, whose listing comes now (kPartial).
   void begin_listing(NodeIndex dir, Changes& changes);

@@ -34,7 +34,7 @@ wire::Attr Mirror::Impl::attr(NodeIndex i) const {
   wire::Attr a;
   a.ino = n.ino, a.dev = devices.number(n.device), a.mode = n.mode, a.nlink = n.nlink;
   a.uid = n.uid, a.gid = n.gid, a.size = n.size, a.blocks = n.blocks;
-  a.mtime_ns = n.mtime_ns, a.ctime_ns = n.ctime_ns, a.version = n.version;
+  a.mtime_ns = n.mtime_ns, a.ctime_ns = n.ctime_ns, a.version = n.version, a.birth = n.birth;
   if ((S_ISCHR(n.mode) || S_ISBLK(n.mode)) && n.more != 0) {
     std::memcpy(&a.rdev, strings.at(n.more), sizeof a.rdev);
   }
@@ -65,6 +65,7 @@ void Mirror::Impl::store(NodeIndex i, const wire::Attr& a) {
   auto& n = nodes[i];
   n.mode = a.mode, n.nlink = a.nlink, n.uid = a.uid, n.gid = a.gid, n.size = a.size, n.blocks = a.blocks;
   n.mtime_ns = a.mtime_ns, n.ctime_ns = a.ctime_ns, n.version = a.version;
+  if (n.birth == 0) n.birth = a.birth;  // of the identity, where it was not known
   if (!S_ISCHR(a.mode) && !S_ISBLK(a.mode)) return;
   if (n.more == 0) n.more = strings.take(sizeof a.rdev);
   std::memcpy(strings.at(n.more), &a.rdev, sizeof a.rdev);
@@ -84,8 +85,10 @@ NodeIndex Mirror::Impl::make(const wire::Attr& attr, std::string_view target) {
   return i;
 }
 
-void Mirror::Impl::update(NodeIndex i, const wire::Attr& is, std::string_view target, Changes& changes) {
+void Mirror::Impl::update(NodeIndex i, const wire::Attr& given, std::string_view target, Changes& changes) {
   const auto was = attr(i);
+  auto is = given;
+  if (was.birth != 0) is.birth = was.birth;
   if (is.version != 0 && is.version < was.version) return;  // versions only grow: seen before what is known
   const bool new_target = S_ISLNK(is.mode) && !target.empty() && target != this->target(i);
   if (was == is && !new_target) return;
@@ -215,6 +218,15 @@ void Mirror::Impl::retire(NodeIndex node, Changes& changes) {
   release(node);
 }
 
+// As retire(), where what was known of the directories that had the names may be wrong in more than that.
+void Mirror::Impl::supersede(NodeIndex node, Changes& changes) {
+  for (auto d = nodes[node].names; d != 0; d = dentries[d].next_name) {
+    auto& listing = dir(dentries[d].dir).listing;
+    if (listing == Listing::kComplete) listing = Listing::kStale;
+  }
+  retire(node, changes);
+}
+
 NodeIndex Mirror::Impl::link(NodeIndex in, std::string_view name, const wire::Attr& given,
                              std::string_view target, Changes& changes) {
   if (!is_dir(in) || !alive(in) || name.empty() || name.size() > wire::kMaxName) return kNoNode;
@@ -226,6 +238,10 @@ NodeIndex Mirror::Impl::link(NodeIndex in, std::string_view name, const wire::At
   if (node != kNoNode && is_dir(node) && within(in, node)) return kNoNode;     // also the root
   if (node != kNoNode && !same_type(nodes[node].mode, is.mode)) {
     retire(node, changes);
+    node = kNoNode;
+  }
+  if (node != kNoNode && !wire::same_birth(nodes[node].birth, is.birth)) {
+    supersede(node, changes);
     node = kNoNode;
   }
   const auto d = find_name(in, name);
@@ -285,10 +301,7 @@ void Mirror::Impl::exchange(DentryIndex one, DentryIndex two, Changes& changes) 
 
 // The directory that a block speaks of; kNoNode when it is not known, or another one lies there now.
 NodeIndex Mirror::Impl::block_dir(NodeIndex at_path, const wire::Attr& given, bool anywhere) const {
-  const auto is_it = [&](NodeIndex i) {
-    return is_dir(i) && alive(i) &&
-           (given.ino == 0 || (nodes[i].ino == given.ino && devices.number(nodes[i].device) == given.dev));
-  };
+  const auto is_it = [&](NodeIndex i) { return is_dir(i) && alive(i) && (given.ino == 0 || is(i, given)); };
   if (is_it(at_path)) return at_path;
   const auto other = anywhere && given.ino != 0 ? find(given.dev, given.ino) : kNoNode;
   return other != kNoNode && is_it(other) ? other : kNoNode;
@@ -303,14 +316,15 @@ std::uint64_t Mirror::Impl::apply_entry(NodeIndex in, const wire::TreeEntry& ent
   };
   if (newer != nullptr && newer->name && newer->name(in, entry.name)) return cookie();
   auto is = normal(entry.attr);
-  const bool told = newer != nullptr && newer->attr && newer->attr({is.dev, is.ino});
+  const bool told = newer != nullptr && newer->attr && newer->attr(wire::identity(is));
   if (told) {
     const auto known = find(is.dev, is.ino);
     const auto d = find_name(in, entry.name);
     const bool here = d != 0 && dentries[d].node == known;
-    if (known != kNoNode && is_dir(known) && alive(known) && !here) {
+    const bool other = known != kNoNode && !wire::same_birth(nodes[known].birth, is.birth);
+    if (other || (known != kNoNode && is_dir(known) && alive(known) && !here)) {
       if (newer->unsure) newer->unsure(in);
-      return cookie();  // it was told to lie elsewhere, and has one name
+      return cookie();  // it was told to lie elsewhere, and has one name; or its number is another file's
     }
     if (known != kNoNode && same_type(nodes[known].mode, is.mode)) {
       is = attr(known);
@@ -323,8 +337,7 @@ std::uint64_t Mirror::Impl::apply_entry(NodeIndex in, const wire::TreeEntry& ent
     if (d != 0) {
       const auto node = dentries[d].node;
       const auto was = attr(node);
-      if (was.ino == is.ino && was.dev == is.dev && same_type(was.mode, is.mode) &&
-          is.ctime_ns > was.ctime_ns) {
+      if (wire::same_node(was, is) && same_type(was.mode, is.mode) && is.ctime_ns > was.ctime_ns) {
         update(node, is, entry.target, changes);
       }
       return dentries[d].cookie;

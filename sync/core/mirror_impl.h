@@ -33,6 +33,7 @@ struct Node {
   std::uint32_t nlink = 0;
   std::uint32_t uid = 0;
   std::uint32_t gid = 0;
+  std::uint32_t birth = 0;
   std::uint16_t device = kNoDevice;  // index into Devices
   bool used = false;
   bool indexed = false;    // found by its identity
@@ -40,7 +41,7 @@ struct Node {
   std::uint32_t next = 0;  // of the identity index
   std::uint32_t more = 0;  // directory: in dirs; symlink: target, device file: number, in strings
 };
-static_assert(sizeof(Node) == 88);
+static_assert(sizeof(Node) == 96);
 
 struct Dir {
   EntryList entries;
@@ -157,6 +158,14 @@ struct Mirror::Impl {
       return dentries[d].hash == hash && dentries[d].dir == in && name_of(d) == name;
     });
   }
+  NodeIndex find(std::uint64_t device, std::uint64_t ino, std::uint32_t birth) const {
+    const auto node = find(device, ino);
+    return node != kNoNode && wire::same_birth(nodes[node].birth, birth) ? node : kNoNode;
+  }
+  bool is(NodeIndex node, const wire::Attr& attr) const {
+    const auto& n = nodes[node];
+    return n.ino == attr.ino && devices.number(n.device) == attr.dev && wire::same_birth(n.birth, attr.birth);
+  }
   wire::Attr attr(NodeIndex node) const;
   std::string_view target(NodeIndex node) const;
 
@@ -178,6 +187,7 @@ struct Mirror::Impl {
   void clear_tree(NodeIndex top, Changes& changes);
   void drop(DentryIndex d, Changes& changes);
   void retire(NodeIndex node, Changes& changes);
+  void supersede(NodeIndex node, Changes& changes);
 
   // ---- the whole steps
   NodeIndex link(NodeIndex in, std::string_view name, const wire::Attr& attr, std::string_view target,

@@ -130,14 +130,14 @@ int TreeStore::Impl::link_prefixes(const std::vector<std::string>& prefixes,
       const auto& result = results[i];
       const auto name = std::string_view(prefixes[i]).substr(prefixes[i].rfind('/') + 1);  // npos + 1 is 0
       const auto at = mirror.attr(dir);
-      const bool keep = frozen(dir, question.began_) || told_since(question.began_, {at.dev, at.ino}, name);
+      const bool keep = frozen(dir, question.began_) || told_since(question.began_, wire::identity(at), name);
       if (result.error != 0) {
         const bool gone = result.error == ENOENT || result.error == ENOTDIR;
         if (gone && !keep) mirror.unlink(dir, name, changes);
         return result.error > 0 && result.error < 4096 ? result.error : EPROTO;
       }
       auto node = mirror.lookup(dir, name);
-      const bool newer = told_since(question.began_, {result.attr.dev, result.attr.ino}, {});
+      const bool newer = told_since(question.began_, wire::identity(result.attr), {});
       if ((!keep && !(newer && node != kNoNode)) ||
           (node == kNoNode && mirror.listing(dir) != Listing::kComplete)) {
         node = mirror.link(dir, name, result.attr, result.target, changes);
@@ -261,7 +261,7 @@ void TreeStore::Impl::apply(Walk& one, const std::vector<wire::TreeBlock>& block
       };
       newer.name = [&](NodeIndex dir, std::string_view name) {
         const auto at = mirror.attr(dir);
-        return told_since(one.began, {at.dev, at.ino}, name);
+        return told_since(one.began, wire::identity(at), name);
       };
       newer.attr = [&](const wire::NodeId& node) { return told_since(one.began, node, {}); };
       newer.unsure = [&](NodeIndex dir) { one.unsure.insert(dir); };

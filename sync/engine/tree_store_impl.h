@@ -250,6 +250,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   void apply_state(const wire::NameState& state, Mirror& mirror, Changes& changes, Rechecks& again);
   bool watched_by_directory() EXCLUDES(mu);
   void look_beside(const wire::NameState& state, NodeIndex before, const Mirror& mirror, Rechecks& again);
+  void look_at_names(NodeIndex node, const Mirror& mirror, Rechecks& again);
   void apply_node(const wire::NameState& state, Mirror& mirror, Changes& changes, Rechecks& again);
   void apply_lost(const wire::Lost& lost);
   std::uint64_t told_key(const wire::NodeId& dir, std::string_view name) const;

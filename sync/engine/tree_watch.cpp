@@ -15,7 +15,6 @@ using namespace std::chrono_literals;
 
 namespace {
 
-wire::NodeId id_of(const wire::Attr& attr) { return {attr.dev, attr.ino}; }
 bool same_type(const wire::Attr& a, const wire::Attr& b) { return (a.mode & S_IFMT) == (b.mode & S_IFMT); }
 
 // A change time that goes back: what was told beside an operation of ours may have been seen before what is
@@ -23,6 +22,10 @@ bool same_type(const wire::Attr& a, const wire::Attr& b) { return (a.mode & S_IF
 bool seems_older(const wire::Attr& known, const wire::Attr& told) {
   return told.version == known.version && told.ctime_ns < known.ctime_ns;
 }
+
+// Two files of one number: what was told may be of the one that is gone, overtaken by the answer to an
+// operation of ours. Or somebody set the clock back. Its directories are listed again to know.
+bool born_earlier(const wire::Attr& known, const wire::Attr& told) { return told.ctime_ns < known.ctime_ns; }
 
 std::uint64_t stir(std::uint64_t x) {
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
@@ -82,13 +85,14 @@ void TreeStore::Impl::watch(const std::string& path, Deadline deadline, Then the
 
 void TreeStore::Impl::watch_over(const std::string& path, std::uint64_t for_generation,
                                  const wire::RootReply& root, const wire::WatchReply& reply, int error) {
-  const auto node =
-      store.read([&](const Mirror& mirror) { return id_of(mirror.attr(mirror.walk(Mirror::kRoot, path))); });
+  const auto node = store.read(
+      [&](const Mirror& mirror) { return wire::identity(mirror.attr(mirror.walk(Mirror::kRoot, path))); });
   auto kind = reply.kind == wire::WatchKind::kFanotify || reply.kind == wire::WatchKind::kInotify
                   ? reply.kind
                   : wire::WatchKind::kNone;
   if (error == 0 && kind == wire::WatchKind::kNone) error = reply.error > 0 ? reply.error : EOPNOTSUPP;
-  if (error == 0 && node != id_of(root.attr)) error = ESTALE;  // another directory lies there by now
+  if (error == 0 && !wire::same_node(node, wire::identity(root.attr)))
+    error = ESTALE;  // another directory lies there by now
   if (error != 0) kind = wire::WatchKind::kNone;
   {
     base::MutexLock lock(mu);
@@ -152,26 +156,38 @@ void TreeStore::Impl::look_beside(const wire::NameState& state, NodeIndex before
   again.emplace_back(other, false);
 }
 
+// The directories of a node whose number another file has.
+void TreeStore::Impl::look_at_names(NodeIndex node, const Mirror& mirror, Rechecks& again) {
+  mirror.names(node, [&](NodeIndex in, std::string_view) { again.emplace_back(in, false); });
+}
+
 // The state of a node itself.
 void TreeStore::Impl::apply_node(const wire::NameState& state, Mirror& mirror, Changes& changes,
                                  Rechecks& again) {
   told_name(state.dir, {});
-  const auto node = mirror.find(state.dir);
+  const bool gone = state.attr.ino == 0;
+  const auto node = mirror.find(gone ? state.dir : wire::NodeId{state.dir.dev, state.dir.ino});
   if (node == kNoNode) {
     ++unknown_told;
     return;
   }
-  if (state.attr.ino == 0) {
+  if (gone) {
     std::vector<std::pair<NodeIndex, std::string>> names;
     mirror.names(node, [&](NodeIndex dir, std::string_view name) { names.emplace_back(dir, name); });
     for (const auto& [dir, name] : names) {
-      told_name(id_of(mirror.attr(dir)), name);
+      told_name(wire::identity(mirror.attr(dir)), name);
       mirror.unlink(dir, name, changes);
     }
     return;
   }
   const auto was = mirror.attr(node);
-  if (id_of(state.attr) != state.dir || !same_type(was, state.attr)) return;
+  if (wire::identity(state.attr) != state.dir) return;
+  if (!wire::same_node(was, state.attr)) {
+    look_at_names(node, mirror, again);
+    if (!born_earlier(was, state.attr)) mirror.supersede(node, changes);
+    return;
+  }
+  if (!same_type(was, state.attr)) return;
   if (seems_older(was, state.attr)) {
     auto dir = node;
     if (!S_ISDIR(was.mode)) mirror.names(node, [&](NodeIndex in, std::string_view) { dir = in; });
@@ -186,7 +202,7 @@ void TreeStore::Impl::apply_node(const wire::NameState& state, Mirror& mirror, C
 
 void TreeStore::Impl::apply_state(const wire::NameState& state, Mirror& mirror, Changes& changes,
                                   Rechecks& again) {
-  const auto id = id_of(state.attr);
+  const auto id = wire::identity(state.attr);
   told_name(state.dir, state.name);
   if (state.attr.ino != 0) told_name(id, {});
   const auto dir = mirror.find(state.dir);
@@ -197,6 +213,14 @@ void TreeStore::Impl::apply_state(const wire::NameState& state, Mirror& mirror, 
   }
   const auto there = mirror.lookup(dir, state.name);
   const auto known = state.attr.ino == 0 ? kNoNode : mirror.find(id);
+  const auto other = known == kNoNode ? mirror.find({id.dev, id.ino}) : kNoNode;
+  if (state.attr.ino != 0 && other != kNoNode) {
+    look_at_names(other, mirror, again);
+    if (born_earlier(mirror.attr(other), state.attr)) {
+      again.emplace_back(dir, false);
+      return;
+    }
+  }
   if (state.attr.ino == 0) {
     if (there != kNoNode) mirror.unlink(dir, state.name, changes);
   } else {
@@ -308,7 +332,7 @@ bool TreeStore::Impl::told_since(std::uint64_t began, const wire::NodeId& dir, s
 }
 
 bool TreeStore::Impl::listing_told_since(std::uint64_t began, const Mirror& mirror, NodeIndex dir) {
-  const auto id = id_of(mirror.attr(dir));
+  const auto id = wire::identity(mirror.attr(dir));
   std::vector<Lost> newer;
   {
     base::MutexLock lock(ops_mu);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Single properties of the mirror; what holds for any change is in mirror_model_test.cpp.
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <map>
@@ -149,6 +150,100 @@ TEST(MirrorModel, ADirectoryThatReappearsIsNotTakenForEmpty) {
   EXPECT_EQ(mirror.listing(dir), Listing::kComplete);
   EXPECT_EQ(mirror.link(Mirror::kRoot, "e", file(10, S_IFDIR | 0755), {}, changes), dir);
   EXPECT_EQ(mirror.listing(dir), Listing::kUnknown);
+}
+
+Attr born(std::uint64_t ino, std::uint32_t birth, std::uint32_t mode = S_IFREG | 0644) {
+  auto a = file(ino, mode);
+  a.birth = birth;
+  return a;
+}
+
+bool tells(const Changes& changes, Change::Kind kind, NodeIndex node, std::string_view name) {
+  return std::any_of(changes.begin(), changes.end(), [&](const Change& change) {
+    return change.kind == kind && change.node == node && change.name == name;
+  });
+}
+
+TEST(MirrorModel, AReusedNumberIsAnotherNode) {
+  Mirror mirror;
+  Changes changes;
+  mirror.set_root(born(2, 1, S_IFDIR | 0755), changes);
+  const auto dir = mirror.link(Mirror::kRoot, "d", born(3, 1, S_IFDIR | 0755), {}, changes);
+  mirror.set_listing(dir, Listing::kComplete);
+  mirror.set_listing(Mirror::kRoot, Listing::kComplete);
+  const auto old = mirror.link(dir, "f", born(10, 5), {}, changes);
+  mirror.pin(old);
+  changes.clear();
+  const auto fresh = mirror.link(Mirror::kRoot, "g", born(10, 6), {}, changes);
+  EXPECT_NE(fresh, old);
+  EXPECT_TRUE(tells(changes, Change::Kind::kGone, old, "f"));
+  EXPECT_TRUE(tells(changes, Change::Kind::kEntry, fresh, "g"));
+  EXPECT_EQ(mirror.lookup(dir, "f"), kNoNode);
+  EXPECT_EQ(mirror.listing(dir), Listing::kStale) << "what the old one's name leads to is not known";
+  EXPECT_EQ(mirror.listing(Mirror::kRoot), Listing::kComplete);
+  EXPECT_FALSE(mirror.alive(old));
+  EXPECT_EQ(mirror.attr(old).birth, 5u) << "who has it open still finds what it was";
+  EXPECT_EQ(mirror.find({1, 10, 6}), fresh);
+  EXPECT_EQ(mirror.find({1, 10}), fresh);
+  EXPECT_EQ(mirror.find({1, 10, 5}), kNoNode);
+  // What comes late of the old one leaves the new one alone, and the other way round.
+  auto late = born(10, 5);
+  late.size = 77;
+  mirror.set_attr(fresh, late, changes);
+  EXPECT_EQ(mirror.attr(fresh).size, 0u);
+  late.birth = 6;
+  mirror.set_attr(old, late, changes);
+  EXPECT_EQ(mirror.attr(old).size, 0u);
+  mirror.unpin(old);
+  EXPECT_EQ(mirror.node_count(), 3u);
+}
+
+TEST(MirrorModel, AReusedNumberByTheSameName) {
+  Mirror mirror;
+  Changes changes;
+  mirror.set_root(born(2, 1, S_IFDIR | 0755), changes);
+  wire::TreeBlock block;
+  block.attr = born(2, 1, S_IFDIR | 0755);
+  block.entries = {{"f", born(10, 5), {}}, {"sub", born(11, 5, S_IFDIR | 0755), {}}};
+  mirror.apply_block(Mirror::kRoot, block, changes);
+  const auto old = mirror.lookup(Mirror::kRoot, "f"), old_sub = mirror.lookup(Mirror::kRoot, "sub");
+  const auto below = mirror.link(old_sub, "x", born(12, 5), {}, changes);
+  mirror.pin(old), mirror.pin(old_sub), mirror.pin(below);
+  changes.clear();
+  block.entries = {{"f", born(10, 6), {}}, {"sub", born(11, 6, S_IFDIR | 0755), {}}};
+  mirror.apply_block(Mirror::kRoot, block, changes);
+  EXPECT_NE(mirror.lookup(Mirror::kRoot, "f"), old);
+  const auto sub = mirror.lookup(Mirror::kRoot, "sub");
+  EXPECT_NE(sub, old_sub);
+  EXPECT_EQ(mirror.listing(sub), Listing::kUnknown);
+  EXPECT_EQ(mirror.lookup(sub, "x"), kNoNode);
+  EXPECT_FALSE(mirror.alive(below));
+  EXPECT_TRUE(tells(changes, Change::Kind::kGone, old, "f"));
+  EXPECT_EQ(mirror.listing(Mirror::kRoot), Listing::kComplete) << "this block showed all of it";
+  // A block of the old directory says nothing of the new one.
+  wire::TreeBlock inside;
+  inside.path = "sub", inside.attr = born(11, 5, S_IFDIR | 0755);
+  inside.entries = {{"x", born(12, 5), {}}};
+  mirror.apply_block(Mirror::kRoot, inside, changes);
+  EXPECT_EQ(mirror.lookup(sub, "x"), kNoNode);
+}
+
+TEST(MirrorModel, AnUnknownBirthSaysNothing) {
+  Mirror mirror;
+  Changes changes;
+  mirror.set_root(file(2, S_IFDIR | 0755), changes);
+  const auto node = mirror.link(Mirror::kRoot, "f", file(10), {}, changes);
+  EXPECT_EQ(mirror.link(Mirror::kRoot, "f", born(10, 5), {}, changes), node);
+  EXPECT_EQ(mirror.attr(node).birth, 5u);
+  EXPECT_EQ(mirror.link(Mirror::kRoot, "g", file(10), {}, changes), node) << "as before births were known";
+  EXPECT_EQ(mirror.attr(node).birth, 5u);
+  changes.clear();
+  mirror.set_attr(node, file(10), changes);
+  EXPECT_TRUE(changes.empty());
+  // The root is whatever directory was opened.
+  mirror.set_root(born(2, 3, S_IFDIR | 0755), changes);
+  mirror.set_root(born(2, 4, S_IFDIR | 0755), changes);
+  EXPECT_EQ(mirror.find({1, 2, 4}), Mirror::kRoot);
 }
 
 }  // namespace

@@ -146,5 +146,44 @@ TEST_F(TreeWatchTest, AListingThatIsOlderWinsWithoutTheLogOfWhatWasTold) {
   std::filesystem::remove_all(dir);
 }
 
+// The number of a file was given to another one, and an event of the file itself is the first to say so.
+TEST_F(TreeWatchTest, AnotherFileWithTheNumberOfOneThatIsGone) {
+  link.do_now([&] { tree.nodes.at("a/stays").birth = 5; });
+  open();
+  const auto old = at("a/stays");
+  store->write([&](Mirror& m, Changes&) { m.pin(old); });
+  link.do_now([&] {
+    auto& stays = tree.nodes.at("a/stays");
+    stays.birth = 6;
+    stays.ctime_ns += 1000;
+    tell({{wire::identity(stays), "", 0, stays, {}}});
+  });
+  ASSERT_EQ(barrier(), 0);
+  EXPECT_NE(at("a/stays"), kNoNode) << "its directory was listed again";
+  EXPECT_NE(at("a/stays"), old);
+  EXPECT_FALSE(store->read([&](const Mirror& m) { return m.alive(old); }));
+  EXPECT_EQ(store->read([&](const Mirror& m) { return m.listing(m.walk(Mirror::kRoot, "a")); }),
+            Listing::kComplete);
+}
+
+// What is told late of the file that is gone does not take the new one's place.
+TEST_F(TreeWatchTest, TheFileThatIsGoneIsToldLate) {
+  link.do_now([&] { tree.nodes.at("a/stays").birth = 6; });
+  open();
+  const auto node = at("a/stays");
+  link.do_now([&] {
+    auto gone = tree.nodes.at("a/stays");
+    gone.birth = 5;
+    gone.ctime_ns -= 1;
+    tell({{wire::identity(gone), "", 0, gone, {}},
+          {wire::identity(tree.nodes.at("a")), "stays", 0, gone, {}},
+          {wire::identity(tree.nodes.at("a")), "was", 0, gone, {}}});
+  });
+  ASSERT_EQ(barrier(), 0);
+  EXPECT_EQ(at("a/stays"), node);
+  EXPECT_EQ(at("a/was"), kNoNode);
+  EXPECT_EQ(store->read([&](const Mirror& m) { return m.attr(node).birth; }), 6u);
+}
+
 }  // namespace
 }  // namespace nearbox::sync
