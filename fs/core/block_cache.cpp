@@ -38,7 +38,7 @@ void BlockCache::Impl::read(sync::NodeIndex node, const wire::Attr& attr, std::u
       data.error = ESHUTDOWN;
       step.done.emplace_back(std::move(done), std::move(data));
     } else {
-      auto& file = files_[wire::NodeId{attr.dev, attr.ino}];
+      auto& file = files_[wire::identity(attr)];
       if (!file) file = std::make_shared<File>(node, attr);
       const FilePtr held = file;
       held->node = node;
@@ -224,7 +224,7 @@ void BlockCache::Impl::tidy_locked(const FilePtr& file) {
 void BlockCache::Impl::wrote(const wire::Attr& before, const wire::Attr& after, std::uint64_t offset,
                              std::uint64_t length) {
   MutexLock lock(mu_);
-  const auto it = files_.find(wire::NodeId{before.dev, before.ino});
+  const auto it = files_.find(wire::identity(before));
   if (it == files_.end()) return;
   const FilePtr file = it->second;
   const bool alone =

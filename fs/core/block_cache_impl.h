@@ -35,6 +35,13 @@ struct IdHash {
   }
 };
 
+// Files of one number, one after the other, have nothing in common here.
+struct IdSame {
+  bool operator()(const wire::NodeId& a, const wire::NodeId& b) const noexcept {
+    return a == b && a.birth == b.birth;
+  }
+};
+
 struct File;
 using FilePtr = std::shared_ptr<File>;
 using BlockKey = std::pair<wire::NodeId, std::uint64_t>;
@@ -84,7 +91,7 @@ struct Cached {
 };
 
 struct File {
-  File(sync::NodeIndex n, const wire::Attr& attr) : node(n), id{attr.dev, attr.ino}, stamp(attr) {}
+  File(sync::NodeIndex n, const wire::Attr& attr) : node(n), id(wire::identity(attr)), stamp(attr) {}
   sync::NodeIndex node;
   wire::NodeId id;
   Stamp stamp;
@@ -173,7 +180,7 @@ class BlockCache::Impl : public std::enable_shared_from_this<BlockCache::Impl> {
   const BlockCacheOptions options_;
 
   mutable base::Mutex mu_;
-  std::unordered_map<wire::NodeId, cache::FilePtr, cache::IdHash> files_ GUARDED_BY(mu_);
+  std::unordered_map<wire::NodeId, cache::FilePtr, cache::IdHash, cache::IdSame> files_ GUARDED_BY(mu_);
   std::list<cache::BlockKey> lru_ GUARDED_BY(mu_);   // oldest first
   std::deque<cache::FilePtr> ring_ GUARDED_BY(mu_);  // files with fetches to start, in turn
   std::uint64_t bytes_ GUARDED_BY(mu_) = 0;

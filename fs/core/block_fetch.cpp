@@ -219,7 +219,7 @@ bool BlockCache::Impl::unchanged(const Fetch& fetch) const {
   const auto node = node_of(fetch);
   if (!node || !hooks_.attr) return true;  // closed: launch() leaves it
   const auto attr = hooks_.attr(*node);
-  return wire::NodeId{attr.dev, attr.ino} == fetch.file->id && fetch.stamp == Stamp(attr);
+  return wire::same_node(wire::identity(attr), fetch.file->id) && fetch.stamp == Stamp(attr);
 }
 
 void BlockCache::Impl::finish_locked(const FetchPtr& fetch, const wire::ReadReply& reply, Step& step) {
@@ -237,8 +237,9 @@ void BlockCache::Impl::finish_locked(const FetchPtr& fetch, const wire::ReadRepl
       tail = std::make_shared<const wire::Bytes>();
     }
   }
-  const wire::NodeId id{reply.attr.dev, reply.attr.ino};
-  if (fetch->generation == file.generation && id == file.id && !(Stamp(reply.attr) == file.stamp)) {
+  const wire::NodeId id = wire::identity(reply.attr);
+  if (fetch->generation == file.generation && wire::same_node(id, file.id) &&
+      !(Stamp(reply.attr) == file.stamp)) {
     // Blocks of two contents may be mixed here: readers got them, as on a local disk, but none stays.
     renew_locked(file, Stamp(reply.attr));
   }

@@ -41,7 +41,7 @@ class BatchSink final : public api::CallSink {
 FetchPtr BlockCache::Impl::begin_prefetch_locked(const Wanted& wanted) {
   const auto& attr = wanted.attr;
   if (attr.size == 0 || attr.size > options_.whole_file_bytes) return nullptr;
-  auto& file = files_[wire::NodeId{attr.dev, attr.ino}];
+  auto& file = files_[wire::identity(attr)];
   if (!file) file = std::make_shared<File>(wanted.node, attr);
   const FilePtr held = file;
   if (!(held->stamp == Stamp(attr))) {
@@ -70,7 +70,7 @@ std::uint64_t BlockCache::Impl::prefetch(const std::vector<Wanted>& files, std::
   std::uint64_t spared = 0;
   Step step;
   for (const auto& wanted : files) {
-    const wire::NodeId id{wanted.attr.dev, wanted.attr.ino};
+    const wire::NodeId id = wire::identity(wanted.attr);
     auto at = batch->items.size() < wire::kMaxReadMany ? hooks_.locate(wanted.node, id) : std::nullopt;
     MutexLock lock(mu_);
     const bool fits = at && at->orphan == 0 && (batch->items.empty() || at->root == batch->root);
@@ -140,7 +140,7 @@ void BlockCache::Impl::take_record_locked(Batch& batch, wire::ReadManyRecord&& r
   File& file = *fetch->file;
   const bool fits = record.error == 0 && record.data.size() == fetch->end &&
                     fetch->stamp == Stamp(record.attr) &&
-                    wire::NodeId{record.attr.dev, record.attr.ino} == file.id;
+                    wire::same_node(wire::identity(record.attr), file.id);
   // Anything else: who wants it asks by himself and learns what is the matter.
   if (!fits) return drop_locked(fetch, EAGAIN, step);
   for (std::size_t at = 0; at < record.data.size();) {

@@ -113,7 +113,7 @@ Walk* Prefetcher::Impl::hit_locked(NodeIndex node, const wire::Attr& attr) {
   if (it == ahead.end()) return nullptr;
   const auto guess = it->second;
   forget_locked(node);
-  if (guess.id != wire::NodeId{attr.dev, attr.ino}) return nullptr;
+  if (!wire::same_node(guess.id, wire::identity(attr))) return nullptr;
   counts.used_bytes += guess.size;
   auto* const walk = find_locked(guess.walk);
   if (walk == nullptr) return nullptr;
@@ -237,7 +237,7 @@ bool Prefetcher::Impl::climb(const sync::Mirror& mirror, Walk& walk, std::size_t
 void Prefetcher::Impl::remember_locked(Walk& walk, NodeIndex node, const wire::Attr& attr) {
   if (ahead.size() >= options.max_ahead_files) forget_locked(ages.front());
   ages.push_back(node);
-  ahead[node] = {wire::NodeId{attr.dev, attr.ino}, walk.number, attr.size, std::prev(ages.end())};
+  ahead[node] = {wire::identity(attr), walk.number, attr.size, std::prev(ages.end())};
   walk.ahead += attr.size;
   credit -= attr.size;
   counts.asked_bytes += attr.size;

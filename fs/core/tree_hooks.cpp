@@ -17,7 +17,9 @@ namespace {
 constexpr std::chrono::seconds kRefreshDeadline{10};
 constexpr std::size_t kMaxLevels = 64;  // directories above a name that are asked for with it
 
-bool same(const wire::Attr& attr, const wire::NodeId& id) { return attr.dev == id.dev && attr.ino == id.ino; }
+bool same(const wire::Attr& attr, const wire::NodeId& id) {
+  return wire::same_node(wire::identity(attr), id);
+}
 
 std::string parent_of(const std::string& path) {
   const auto slash = path.rfind('/');
@@ -35,14 +37,14 @@ void take_stat(sync::TreeStore& tree, const sync::TreeStore::Look& look,
     const auto parent = mirror.walk(sync::Mirror::kRoot, parent_of(path));
     if (parent == sync::kNoNode) return;
     const auto there = mirror.attr(parent);
-    if (!same(directory.attr, {there.dev, there.ino})) return;
-    if (tree.told_since(question, {there.dev, there.ino}, name)) return;
+    if (!same(directory.attr, wire::identity(there))) return;
+    if (tree.told_since(question, wire::identity(there), name)) return;
     const bool may_lead = quiet && !look.overtaken(parent);
     const auto child = mirror.lookup(parent, name);
     if (result.error == ENOENT) {
       if (child != sync::kNoNode && may_lead) mirror.unlink(parent, name, changes);
     } else if (result.error == 0) {
-      const wire::NodeId id{result.attr.dev, result.attr.ino};
+      const wire::NodeId id = wire::identity(result.attr);
       if (child != sync::kNoNode && same(mirror.attr(child), id)) {
         if (!tree.told_since(question, id) && !look.overtaken(child)) {
           mirror.set_attr(child, result.attr, changes);
@@ -131,7 +133,7 @@ BlockCacheHooks tree_hooks(sync::TreeStore& tree, api::AgentLink& link, OpLog& l
   hooks.changed = [&tree](sync::NodeIndex node, const wire::Attr& attr) {
     tree.write([&](sync::Mirror& mirror, sync::Changes& changes) {
       const auto have = mirror.attr(node);
-      if (!same(have, {attr.dev, attr.ino})) return;
+      if (!same(have, wire::identity(attr))) return;
       // With a counter, a state not above what is known is older than what an event told, or the same.
       const bool counted = have.version != 0 && attr.version != 0;
       if (!counted || attr.version > have.version) mirror.set_attr(node, attr, changes);

@@ -18,7 +18,7 @@ constexpr std::uint64_t kMaxCopy = 64ull * 1024 * 1024;  // one copy_file_range;
 
 std::int64_t to_ns(const timespec& time) { return time.tv_sec * std::int64_t{1'000'000'000} + time.tv_nsec; }
 
-bool is(const wire::Attr& attr, const wire::NodeId& id) { return attr.ino == id.ino && attr.dev == id.dev; }
+bool is(const wire::Attr& attr, const wire::NodeId& id) { return wire::same_node(wire::identity(attr), id); }
 
 }  // namespace
 
@@ -27,7 +27,7 @@ std::optional<wire::PathCall> Session::find(Ino ino, NodeIndex& node, wire::Attr
   node = inodes_.node(ino);
   if (node == kNoNode) return std::nullopt;
   attr = services_.tree.read([&](const sync::Mirror& mirror) { return mirror.attr(node); });
-  return locate(services_.tree, services_.log.orphans(), node, {attr.dev, attr.ino});
+  return locate(services_.tree, services_.log.orphans(), node, wire::identity(attr));
 }
 
 // Fills in what every operation on one node carries.
@@ -53,7 +53,7 @@ bool Session::on_node(Request& request, Ino ino, NodeIndex& node, Task& task) {
   task.ops.push_back(std::move(op));
   task.nodes = {node};
   task.busy1 = ino;
-  task.locate = by_node(node, {attr.dev, attr.ino});
+  task.locate = by_node(node, wire::identity(attr));
   return true;
 }
 
@@ -211,8 +211,8 @@ void Session::copy_range(Request request, Ino from, std::uint64_t from_offset, I
   task.nodes = {source, node};
   task.busy1 = to;
   task.busy2 = from == to ? 0 : from;
-  task.locate = [first = by_node(source, {source_attr.dev, source_attr.ino}),
-                 second = by_node(node, {attr.dev, attr.ino})](wire::Op& again) {
+  task.locate = [first = by_node(source, wire::identity(source_attr)),
+                 second = by_node(node, wire::identity(attr))](wire::Op& again) {
     wire::Op other;
     if (!first(again) || !second(other) || again.orphan != 0 || other.orphan != 0) return false;
     again.path2 = other.path;
@@ -277,7 +277,7 @@ void Session::setattr(Request request, Ino ino, const struct stat& st, int to_se
   if (task.ops.empty()) return getattr(std::move(request), ino);
   task.nodes = {node};
   task.busy1 = ino;
-  task.locate = by_node(node, {attr.dev, attr.ino});
+  task.locate = by_node(node, wire::identity(attr));
   task.apply = [=, this](std::size_t, const wire::OpDone& done, sync::Mirror& mirror,
                          sync::Changes& changes) {
     const auto before = mirror.attr(node);

@@ -145,7 +145,7 @@ void Session::answer_entry(Request request, Ino parent, const std::string& name,
                            const fuse_file_info* info) {
   fuse_entry_param entry{};
   const bool found = services_.tree.write([&](sync::Mirror& mirror, sync::Changes&) {
-    const NodeIndex node = mirror.find({attr.dev, attr.ino});
+    const NodeIndex node = mirror.find(wire::identity(attr));
     if (node == kNoNode || !mirror.alive(node)) return false;
     entry = entry_of(mirror, node, add_ref(mirror, node));
     // Of a file that the kernel knew before it would take these whatever it was told meanwhile.

@@ -38,7 +38,7 @@ int Session::place(Ino parent, const std::string& name, Place& place) const {
     const auto path = mirror.alive(place.dir) ? mirror.path(place.dir) : std::nullopt;
     if (!path) return ENOENT;
     const auto attr = mirror.attr(place.dir);
-    place.id = {attr.dev, attr.ino};
+    place.id = wire::identity(attr);
     place.path = path->empty() ? name : *path + "/" + name;
     if (place.path.size() >= wire::kMaxPath) return ENAMETOOLONG;
     place.child = mirror.lookup(place.dir, name);
@@ -57,7 +57,7 @@ bool Session::prove_names_first(Request& request, Ino parent, std::function<void
 void Session::set_parent(sync::Mirror& mirror, NodeIndex dir, const wire::Attr& attr,
                          sync::Changes& changes) {
   const auto have = mirror.attr(dir);
-  if (known(attr) && have.ino == attr.ino && have.dev == attr.dev) mirror.set_attr(dir, attr, changes);
+  if (known(attr) && wire::same_node(have, attr)) mirror.set_attr(dir, attr, changes);
 }
 
 // ---- making
@@ -91,7 +91,7 @@ void Session::make(Request request, wire::Op op, Ino parent, const std::string& 
     if (!known(done.attr) || !mirror.alive(at.dir)) return;
     // A file that was there already, perhaps known by another name; or one that is gone, which nobody has
     // told yet, and whose number was given again.
-    const auto there = mirror.find({done.attr.dev, done.attr.ino});
+    const auto there = mirror.find(wire::identity(done.attr));
     if (there != kNoNode)
       note_foreign(there, mirror.attr(there), done.before.ino != 0 ? done.before : done.attr);
     if (there != kNoNode && kind == wire::OpKind::kSymlink && mirror.target(there) != target) {
@@ -178,7 +178,7 @@ void Session::link(Request request, Ino ino, Ino parent, std::string name) {
   task.nodes = {node};
   task.names = {{parent, name}};
   task.busy1 = parent;
-  task.locate = [first = by_node(node, {attr.dev, attr.ino}),
+  task.locate = [first = by_node(node, wire::identity(attr)),
                  second = by_name(at.dir, name)](wire::Op& again) {
     wire::Op other;
     if (!first(again) || !second(other) || again.orphan != 0) return false;
@@ -218,7 +218,7 @@ void Session::remove(Request request, Ino parent, std::string name, bool directo
   op.kind = directory ? wire::OpKind::kRmdir : wire::OpKind::kUnlink;
   op.root = services_.tree.root();
   op.path = at.path;
-  op.expect = {at.attr.dev, at.attr.ino};
+  op.expect = wire::identity(at.attr);
   const bool keep = !directory && S_ISREG(at.attr.mode) && at.attr.nlink <= 1;
   if (keep) op.op_flags |= wire::kOpKeep;  // it may be open here: given back when the kernel forgets it
   op.keys = {{kTreeKey, false},
@@ -240,7 +240,7 @@ void Session::remove(Request request, Ino parent, std::string name, bool directo
     if (keep) *give_back = !self->services_.log.orphans().keep(at.child, done.op_id);
     if (mirror.lookup(at.dir, name) == at.child) mirror.unlink(at.dir, name, changes);
     auto left = mirror.attr(at.child);
-    if (done.attr.ino == left.ino && done.attr.dev == left.dev) {
+    if (wire::same_node(done.attr, left)) {
       self->note_foreign(at.child, left, done.attr);
       left = done.attr;
     } else if (!mirror.alive(at.child)) {  // else its number was given again, or it has names we learnt of
@@ -281,7 +281,7 @@ void Session::rename(Request request, Ino parent, std::string name, Ino parent2,
   op.root = services_.tree.root();
   op.path = from.path;
   op.path2 = to.path;
-  op.expect = {from.attr.dev, from.attr.ino};
+  op.expect = wire::identity(from.attr);
   op.expect2 = to.id;
   op.flags = flags;
   const bool keep = replaces && S_ISREG(to.attr.mode) && to.attr.nlink <= 1;
@@ -292,7 +292,7 @@ void Session::rename(Request request, Ino parent, std::string name, Ino parent2,
              {name_key(to.id, name2), true},
              {node_key(op.expect), true}};
   if (to.child != kNoNode && to.child != from.child)
-    op.keys.push_back({node_key({to.attr.dev, to.attr.ino}), true});
+    op.keys.push_back({node_key(wire::identity(to.attr)), true});
   Task task;
   task.ops.push_back(std::move(op));
   task.dirs = {from.dir};
@@ -328,7 +328,7 @@ void Session::rename(Request request, Ino parent, std::string name, Ino parent2,
       mirror.set_attr(to.child, left, changes);
     }
     const auto have = mirror.attr(from.child);
-    if (done.attr.ino == have.ino && done.attr.dev == have.dev) {
+    if (wire::same_node(done.attr, have)) {
       self->note_foreign(from.child, have, done.attr);
       mirror.set_attr(from.child, done.attr, changes);
     }

@@ -5,6 +5,7 @@ NEARBOX_COHERENCE_OPS: random operations of the long test (10,000; 100,000 and m
 NEARBOX_TEST_SEED: of the random operations.
 """
 import contextlib
+import errno
 import functools
 import mmap
 import os
@@ -569,8 +570,91 @@ class SwitchedOff(Coherence):
         self.assertGreater(self.watch()["lost"], 0)
 
 
+class ReusedNumbers(Coherence):
+    """A file that is open here is removed there, and a new one has its inode number."""
+
+    def reuse(self, name):
+        """The open descriptor of the old file, and the path below the root of the new one."""
+        with open(f"{self.mnt}/f", "wb") as f:
+            f.write(b"old file")
+        self.nb("flush")
+        fd = os.open(f"{self.mnt}/f", os.O_RDWR)
+        self.addCleanup(os.close, fd)
+        number = os.stat(f"{self.dir}/f").st_ino
+        os.unlink(f"{self.dir}/f")
+        for i in range(200):
+            path = f"{name}{i}" if i else name
+            with open(f"{self.dir}/{path}", "wb") as f:
+                f.write(b"new file")
+            if os.stat(f"{self.dir}/{path}").st_ino == number:
+                if path != name:
+                    os.rename(f"{self.dir}/{path}", f"{self.dir}/{name}")
+                return fd
+        return self.skipTest("inode numbers are not used again here")
+
+    def old_is_apart(self, fd, name):
+        """Whether the old descriptor reaches nothing of the new file."""
+        try:
+            apart = os.pread(fd, 100, 0) == b"old file"  # from a cache
+        except OSError as e:
+            self.assertEqual(e.errno, errno.ESTALE)
+            apart = True
+        try:
+            os.pwrite(fd, b"OVER", 0)
+            os.fsync(fd)
+            apart = False
+        except OSError as e:
+            self.assertEqual(e.errno, errno.ESTALE)
+        with open(f"{self.dir}/{name}", "rb") as f:
+            return apart and f.read() == b"new file"
+
+    def told(self, name):
+        self.mounted()
+        fd = self.reuse(name)
+        self.nb("flush")
+        return self.old_is_apart(fd, name)
+
+    def untold(self):
+        """The mirror still has the old file under the name of the new one: the agent alone can know."""
+        self.mounted()
+        os.mkdir(f"{self.dir}/told")  # the daemon's word that the watch is there
+        self.nb("flush")
+        self.add_faults("agent.drop_changes")
+        fd = self.reuse("f")
+        return self.old_is_apart(fd, "f")
+
+    def add_faults(self, *points):
+        self.points = (*getattr(self, "points", ()), *points)
+        self.set_faults(*self.points)
+
+    def test_under_another_name(self):
+        self.assertTrue(self.told("g"))
+        self.check("the new file")
+
+    def test_under_the_same_name(self):
+        self.assertTrue(self.told("f"))
+        self.check("the new file")
+
+    def test_before_it_is_told(self):
+        self.assertTrue(self.untold())
+
+    def test_by_scans(self):
+        self.set_faults("agent.no_fanotify", "agent.watch_limit")
+        self.assertTrue(self.told("g"))
+        self.check("the new file")
+
+    def test_under_another_name_off(self):
+        self.add_faults("agent.no_birth")
+        self.assertFalse(self.told("g"))
+
+    def test_before_it_is_told_off(self):
+        self.add_faults("agent.no_birth")
+        self.assertFalse(self.untold())
+
+
 for name in [n for n in dir(Coherence) if n.startswith("test_")]:
     setattr(SwitchedOff, name, None)
+    setattr(ReusedNumbers, name, None)
 
 
 if __name__ == "__main__":
