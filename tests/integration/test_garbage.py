@@ -13,6 +13,7 @@ from nbtest import wait_for
 SEED = int(os.environ.get("NEARBOX_TEST_SEED", "11"))
 HELLO, WELCOME, REFUSED, CALL, NOTE = 1, 2, 3, 4, 11  # FrameType
 MAGIC = b"NEARBOX1"
+VERSION = 2  # of the protocol
 
 
 def frame(kind, payload, length=None, flags=0, code=0, call=0):
@@ -20,7 +21,7 @@ def frame(kind, payload, length=None, flags=0, code=0, call=0):
     return struct.pack("<IBBHI", len(payload) if length is None else length, kind, flags, code, call) + payload
 
 
-def hello(token, magic=MAGIC, version=1, role=0, build=b"test", build_length=None):
+def hello(token, magic=MAGIC, version=VERSION, role=0, build=b"test", build_length=None):
     size = len(build) if build_length is None else build_length
     return magic + struct.pack("<HB", version, role) + token + b"\7" * 16 + struct.pack("<I", size) + build
 
@@ -147,7 +148,7 @@ build = script.split("h=")[1].split(";")[0]
 def out(data):
     os.write(1, data)
 first = f"nearbox-have\nnearbox-agent {build} {'ab' * 32}\n".encode()
-welcome_body = struct.pack("<HQ?QIQ", 1, 5, False, 0, 60, 0) + struct.pack("<I", 4) + b"test"
+welcome_body = struct.pack("<HQ?QIQ", VERSION, 5, False, 0, 60, 0) + struct.pack("<I", 4) + b"test"
 welcome = struct.pack("<IBBHI", len(welcome_body), 2, 0, 0, 0) + welcome_body
 try:
     if mode == "garbage-at-once": out(rng.randbytes(100000))
