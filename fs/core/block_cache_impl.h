@@ -50,6 +50,7 @@ struct Fetch {
   int retries = 0;
   bool prefetch = false;   // a part of a Batch
   bool impatient = false;  // somebody waits for it, and a timer runs
+  bool replaced = false;   // those who waited for it have calls of their own
 };
 using FetchPtr = std::shared_ptr<Fetch>;
 
@@ -73,12 +74,14 @@ struct Waiter {
   std::uint64_t first = 0;  // number of the first block
   std::vector<BlockCache::Block> blocks;
   std::size_t missing = 0;
+  std::uint64_t fetched = 0;  // bytes of blocks that it is the first to read
   Clock::time_point deadline;
   BlockCache::Done done;
 };
 
 struct Cached {
   BlockCache::Block block;
+  bool read = false;  // by somebody
   std::list<BlockKey>::iterator lru;
 };
 
@@ -113,6 +116,7 @@ class BlockCache::Impl : public std::enable_shared_from_this<BlockCache::Impl> {
             Done done);
   void wrote(const wire::Attr& before, const wire::Attr& after, std::uint64_t offset, std::uint64_t length);
   void forget();
+  bool has(const wire::Attr& attr, std::uint64_t offset, std::size_t length) const;
   BlockCacheStats stats() const;
   void close();
 
@@ -144,6 +148,7 @@ class BlockCache::Impl : public std::enable_shared_from_this<BlockCache::Impl> {
   cache::FetchPtr begin_prefetch_locked(const Wanted& wanted) REQUIRES(mu_);
   void take_record_locked(cache::Batch& batch, wire::ReadManyRecord&& record, Step& step) REQUIRES(mu_);
   void drop_locked(const cache::FetchPtr& fetch, int error, Step& step) REQUIRES(mu_);
+  void replace_locked(const cache::FetchPtr& fetch) REQUIRES(mu_);
   void wait_with_patience_locked(const cache::FilePtr& file, Step& step) REQUIRES(mu_);
   void be_patient(const cache::FetchPtr& fetch);
   void lose_patience(const cache::FetchPtr& fetch);

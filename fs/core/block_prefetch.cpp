@@ -163,14 +163,33 @@ void BlockCache::Impl::drop_locked(const FetchPtr& fetch, int error, Step& step)
   if (error == ETIMEDOUT) {
     fail_locked(fetch, error, step);
   } else {
-    unpend_locked(fetch);
-    for (const auto& waiter : file->waiters) {
-      if (waiter.generation == file->generation && !closed_)
-        plan_waiter_locked(file, waiter.offset, waiter.length);
-    }
+    replace_locked(fetch);
   }
   ring_locked(file);
   tidy_locked(file);
+}
+
+// Calls of their own for those who wait for a prefetch, once.
+void BlockCache::Impl::replace_locked(const FetchPtr& fetch) {
+  const FilePtr file = fetch->file;
+  unpend_locked(fetch);
+  if (closed_ || std::exchange(fetch->replaced, true)) return;
+  bool older = false;  // readers who began before the content changed: nothing else brings them theirs
+  for (const auto& waiter : file->waiters) {
+    if (waiter.generation == file->generation) {
+      plan_waiter_locked(file, waiter.offset, waiter.length);
+    } else {
+      older = older || waiter.generation == fetch->generation;
+    }
+  }
+  if (!older) return;
+  auto own = std::make_shared<Fetch>();
+  own->file = file;
+  own->generation = fetch->generation;
+  own->stamp = fetch->stamp;
+  own->end = fetch->end;
+  file->queue.push_front(std::move(own));
+  ring_locked(file);
 }
 
 void BlockCache::Impl::ended(const BatchPtr& batch, int error) {
@@ -208,12 +227,7 @@ void BlockCache::Impl::lose_patience(const FetchPtr& fetch) {
   {
     MutexLock lock(mu_);
     if (closed_ || fetch->position == fetch->end) return;
-    unpend_locked(fetch);
-    for (const auto& waiter : fetch->file->waiters) {
-      if (waiter.generation == fetch->file->generation) {
-        plan_waiter_locked(fetch->file, waiter.offset, waiter.length);
-      }
-    }
+    replace_locked(fetch);
     pump_locked(step);
   }
   run(step);

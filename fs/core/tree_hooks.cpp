@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fs/core/tree_hooks.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <memory>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -12,6 +15,7 @@ namespace nearbox::fs {
 namespace {
 
 constexpr std::chrono::seconds kRefreshDeadline{10};
+constexpr std::size_t kMaxLevels = 64;  // directories above a name that are asked for with it
 
 bool same(const wire::Attr& attr, const wire::NodeId& id) { return attr.dev == id.dev && attr.ino == id.ino; }
 
@@ -21,9 +25,8 @@ std::string parent_of(const std::string& path) {
 }
 
 // The agent's answers for a name and for its directory, brought into the mirror.
-void take_stat(sync::TreeStore& tree, const std::string& path, const wire::StatResult& result,
-               const wire::StatResult& directory, bool may_remove,
-               const sync::TreeStore::Question& question) {
+void take_stat(sync::TreeStore& tree, const sync::TreeStore::Question& question, const std::string& path,
+               const wire::StatResult& result, const wire::StatResult& directory, bool quiet) {
   const auto slash = path.rfind('/');
   const std::string name = slash == std::string::npos ? path : path.substr(slash + 1);
   if (directory.error != 0) return;  // it moved: a delta or a rescan says where
@@ -33,18 +36,34 @@ void take_stat(sync::TreeStore& tree, const std::string& path, const wire::StatR
     const auto there = mirror.attr(parent);
     if (!same(directory.attr, {there.dev, there.ino})) return;
     if (tree.told_since(question, {there.dev, there.ino}, name)) return;
+    const bool may_lead = quiet && !tree.overtaken(question, parent);
     const auto child = mirror.lookup(parent, name);
     if (result.error == ENOENT) {
-      if (child != sync::kNoNode && may_remove) mirror.unlink(parent, name, changes);
+      if (child != sync::kNoNode && may_lead) mirror.unlink(parent, name, changes);
     } else if (result.error == 0) {
       const wire::NodeId id{result.attr.dev, result.attr.ino};
       if (child != sync::kNoNode && same(mirror.attr(child), id)) {
-        if (!tree.told_since(question, id)) mirror.set_attr(child, result.attr, changes);
-      } else if (may_remove) {
+        if (!tree.told_since(question, id) && !tree.overtaken(question, child)) {
+          mirror.set_attr(child, result.attr, changes);
+        }
+      } else if (may_lead) {
         mirror.link(parent, name, result.attr, result.target, changes);
       }
     }
   });
+}
+
+// The paths with the directories above them, each before what lies in it.
+std::vector<std::string> with_directories(const std::vector<std::string>& paths) {
+  std::set<std::string> all;
+  for (const auto& path : paths) {
+    std::string at = path;
+    for (std::size_t i = 0; i <= kMaxLevels && all.size() < wire::kMaxStatMany; ++i) {
+      if (!all.insert(at).second || at.empty()) break;
+      at = parent_of(at);
+    }
+  }
+  return {all.begin(), all.end()};
 }
 
 }  // namespace
@@ -58,35 +77,44 @@ std::optional<wire::PathCall> locate(sync::TreeStore& tree, const Orphans& orpha
     if (!mirror.alive(node) || !same(mirror.attr(node), id)) return std::nullopt;
     return mirror.path(node);
   });
-  // A kept file is used only where there is no name: others may have given it one again, or it was another
-  // file that our operation met and the agent kept.
-  if (!path) call.orphan = orphans.number(node);
-  if (!path && call.orphan == 0) return std::nullopt;
-  if (path) call.path = std::move(*path);
+  if (path) {
+    // Whatever is kept for the node: a sandbox gives the number of a file that went to a new one.
+    call.path = std::move(*path);
+    return call;
+  }
+  call.orphan = orphans.number(node);
+  if (call.orphan == 0) return std::nullopt;
   return call;
+}
+
+void refresh(sync::TreeStore& tree, api::AgentLink& link, const DirRenames& renames,
+             const std::vector<std::string>& paths, std::function<void()> done) {
+  const auto epoch = renames.epoch();
+  const bool quiet = renames.quiet_since(epoch);
+  wire::StatMany message;
+  message.root = tree.root();
+  message.paths = with_directories(paths);
+  auto take = [&tree, &renames, epoch, quiet, question = tree.ask_outside(), all = message.paths,
+               done = std::move(done)](int error, wire::StatManyReply&& reply) {
+    for (std::size_t i = 0; error == 0 && reply.results.size() == all.size() && i < all.size(); ++i) {
+      const auto above = std::lower_bound(all.begin(), all.end(), parent_of(all[i]));
+      if (all[i].empty() || above == all.end() || *above != parent_of(all[i])) continue;
+      const auto& directory = reply.results[static_cast<std::size_t>(above - all.begin())];
+      take_stat(tree, *question, all[i], reply.results[i], directory, quiet && renames.quiet_since(epoch));
+    }
+    done();
+  };
+  ask<wire::StatManyReply>(link, wire::Method::kStatMany, message,
+                           std::chrono::steady_clock::now() + kRefreshDeadline, std::move(take));
 }
 
 void refresh(sync::TreeStore& tree, api::AgentLink& link, const DirRenames& renames, sync::NodeIndex node,
              std::function<void()> done) {
-  const auto epoch = renames.epoch();
-  const bool quiet = renames.quiet_since(epoch);
   auto path = tree.read([&](const sync::Mirror& mirror) -> std::optional<std::string> {
     return mirror.alive(node) ? mirror.path(node) : std::nullopt;
   });
   if (!path || path->empty()) return done();
-  wire::StatMany message;
-  message.root = tree.root();
-  message.paths = {*path, parent_of(*path)};
-  ask<wire::StatManyReply>(
-      link, wire::Method::kStatMany, message, std::chrono::steady_clock::now() + kRefreshDeadline,
-      [&tree, &renames, epoch, quiet, path = std::move(*path), done = std::move(done),
-       question = tree.ask_outside()](int error, wire::StatManyReply&& reply) {
-        if (error == 0 && reply.results.size() == 2) {
-          const bool may_remove = quiet && renames.quiet_since(epoch);
-          take_stat(tree, path, reply.results[0], reply.results[1], may_remove, *question);
-        }
-        done();
-      });
+  refresh(tree, link, renames, std::vector<std::string>{std::move(*path)}, std::move(done));
 }
 
 BlockCacheHooks tree_hooks(sync::TreeStore& tree, api::AgentLink& link, OpLog& log, base::Timers& timers) {

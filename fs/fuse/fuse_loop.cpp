@@ -252,19 +252,27 @@ base::Result<void> MountSession::Impl::unmount(Clock::time_point deadline) {
   const auto step = std::min<Clock::duration>(span / 4, kStep);
   const auto let_go = std::min<Clock::duration>(span / 4, kLetGo);
   base::Result<void> result;
+  bool gone = false;
+  bool waits = true;
   if (point->mounted()) {
     detach(false, now + step, result);
     if (!result && result.error().as_errno() == EBUSY) {
       core->log().warn("mount step=unmount busy=1 path=" + mountpoint);
       detach(true, Clock::now() + step, result);
       // Who writes may finish; who waits for an answer that does not come is told to let go then.
-      if (!wait_gone(Clock::now() + let_go)) session->refuse_parked(ENOTCONN);
+      gone = wait_gone(Clock::now() + let_go);
+      waits = !gone && session->stats().parked != 0;
+      if (waits) session->refuse_parked(ENOTCONN);
     }
   }
-  if (!wait_gone(Clock::now() + let_go)) {
+  if (waits) gone = wait_gone(Clock::now() + let_go);
+  if (!gone) {
     core->log().warn("mount step=abort path=" + mountpoint);
-    if (!point->abort()) core->log().warn("mount step=abort the connection ends with its descriptor");
-    wait_gone(std::min(deadline, Clock::now() + kLetGo));
+    if (point->abort()) {
+      wait_gone(std::min(deadline, Clock::now() + kLetGo));
+    } else {
+      core->log().warn("mount step=abort the connection ends with its descriptor");
+    }
   }
   if (point->mounted()) {
     return result ? base::errno_error(EBUSY, "unmount " + mountpoint) : std::move(result).error();

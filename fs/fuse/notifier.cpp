@@ -199,6 +199,7 @@ bool Notifier::send(const Item& item) {
   if (source_.busy(item.ino)) held = item.ino;
   if (held == 0 && item.child != 0 && source_.busy(item.child)) held = item.child;
   const bool waits = !item.name.empty() || item.data;
+  if (held == 0 || !waits) sent_.fetch_add(1, std::memory_order_relaxed);
   if (held != 0 && waits) {
     if (item.name.empty()) kernel_.inode(item.ino, false);
     MutexLock lock(mu_);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -75,6 +76,7 @@ class Notifier {
   // True when all that was added before this call has reached the kernel, what was left aside included. What
   // others add meanwhile is not waited for.
   bool wait_idle(std::chrono::steady_clock::time_point deadline) EXCLUDES(mu_);
+  std::uint64_t sent() const { return sent_.load(std::memory_order_relaxed); }  // notifications, ever
   // A thread may be in the kernel: returns when it came back, so end the connection first.
   void stop() EXCLUDES(mu_);
 
@@ -113,6 +115,7 @@ class Notifier {
 
   KernelNotify& kernel_;
   const Source source_;
+  std::atomic<std::uint64_t> sent_{0};
   base::Mutex mu_;
   base::CondVar wake_, quiet_, watch_;
   std::unordered_map<Ino, Group> groups_ GUARDED_BY(mu_);             // none is empty but while sending

@@ -128,7 +128,8 @@ ssize_t Session::io_writev(int fd, iovec* iov, int count, void* user) {
 }
 
 MountStats Session::stats() const {
-  return {parked_.size(), inodes_.size(), requests_.load(), bytes_read_.load(), bytes_written_.load()};
+  return {parked_.size(),     inodes_.size(),        requests_.load(),
+          bytes_read_.load(), bytes_written_.load(), notifier_ ? notifier_->sent() : 0};
 }
 
 // ---- parking

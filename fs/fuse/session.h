@@ -111,6 +111,9 @@ class Session final : public sync::ChangeListener,
   void submit(const std::shared_ptr<Running>& running, std::size_t i, int attempt);
   void applied(const std::shared_ptr<Running>& running, std::size_t i, int attempt, const wire::OpDone& done);
   void replied(const std::shared_ptr<Running>& running, std::size_t i, int attempt, const wire::OpDone& done);
+  void answer(const Running& running, int error, const wire::OpDone& last);
+  static bool stale(int error);
+  std::vector<std::string> paths_of(const Task& task) const;
   void tell_own_kernel(const Task& task);
   bool as_believed(const Task& task) const;
   sync::Changes other_names(const Task& task, const sync::Changes& changes) const;

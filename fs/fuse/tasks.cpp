@@ -138,12 +138,41 @@ void Session::replied(const std::shared_ptr<Running>& running, std::size_t i, in
     error = running->error;
     last = running->last;
   }
-  auto request = parked_.take(running->id);
-  const Task& task = running->task;
+  if (!stale(error) || !parked_.contains(running->id)) return answer(*running, error, last);
+  // The sandbox is not what the mirror shows. Looked at first, so that whoever tries again meets what is
+  // there now: the kernel itself does, once, for calls by path that end with ESTALE.
+  refresh(services_.tree, services_.link, services_.log.dir_renames(), paths_of(running->task),
+          [self = shared_from_this(), running, error, last] { self->answer(*running, error, last); });
+}
+
+// Errors by which the agent says that a name is not there, is there, or is another's.
+bool Session::stale(int error) {
+  return error == ESTALE || error == ENOENT || error == EEXIST || error == ENOTDIR || error == EISDIR;
+}
+
+// What a task is about, by the paths of now.
+std::vector<std::string> Session::paths_of(const Task& task) const {
+  std::vector<std::string> paths;
+  services_.tree.read([&](const sync::Mirror& mirror) {
+    const auto add = [&](NodeIndex node, const std::string& name) {
+      auto path = mirror.alive(node) ? mirror.path(node) : std::nullopt;
+      if (!path) return;
+      if (!name.empty()) *path += (path->empty() ? "" : "/") + name;
+      if (path->size() < wire::kMaxPath) paths.push_back(std::move(*path));
+    };
+    for (const auto node : task.nodes) add(node, "");
+    for (const auto& [dir, name] : task.names) add(inodes_.node(dir), name);
+  });
+  return paths;
+}
+
+void Session::answer(const Running& running, int error, const wire::OpDone& last) {
+  auto request = parked_.take(running.id);
+  const Task& task = running.task;
   if (!request) return tell_own_kernel(task);
   if (error == 0) {
     task.answer(std::move(*request), last);
-    if (running->surprising) tell_own_kernel(task);
+    if (running.surprising) tell_own_kernel(task);
     return;
   }
   request->error(error);

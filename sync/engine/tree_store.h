@@ -104,7 +104,8 @@ class TreeStore {
   // Counts what events told of directories that are not known here.
   std::uint64_t unknown_told() const;
 
-  // An answer of the agent to a question of the caller's own: what events tell meanwhile is newer.
+  // A question of the caller's own to the agent, from before it is sent until its answer was applied. What
+  // events told or own operations touched meanwhile is newer. May be asked about in read() and write().
   class Question {
     friend class TreeStore;
     friend struct Impl;
@@ -114,6 +115,7 @@ class TreeStore {
   std::shared_ptr<Question> ask_outside();
   bool told_since(const Question& question, const wire::NodeId& dir, std::string_view name) const;
   bool told_since(const Question& question, const wire::NodeId& node) const;
+  bool overtaken(const Question& question, NodeIndex node) const;  // by an own operation
 
   // What happened in the sandbox below what is loaded before this call is in the mirror, and was told to the
   // listeners, when done(0) runs. By the agent's barrier where it watches, else by a scan.

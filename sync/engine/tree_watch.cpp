@@ -393,6 +393,9 @@ bool TreeStore::told_since(const Question& question, const wire::NodeId& dir, st
 bool TreeStore::told_since(const Question& question, const wire::NodeId& node) const {
   return impl_->told_since(question.began_, node, {});
 }
+bool TreeStore::overtaken(const Question& question, NodeIndex node) const {
+  return impl_->frozen(node, question.began_);
+}
 
 void TreeStore::barrier(Deadline deadline, Done done) {
   const auto whose = impl_->completion(std::move(done), deadline);

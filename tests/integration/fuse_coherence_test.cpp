@@ -104,6 +104,49 @@ TEST_F(MountTest, AChangeThatWasGivenUpShowsWhenItIsMadeAfterAll) {
   EXPECT_EQ(listing(mnt), listing(src));
 }
 
+// Somebody in the sandbox replaced what this kernel knows, and no rescan has come: calls by path go to what
+// is there now, and what an error tells of is visible afterwards.
+TEST_F(MountTest, CallsByPathFindWhatOthersPutThere) {
+  const std::vector<std::string> names{"mode", "gone", "cut", "moved", "time"};
+  for (const auto& name : names) spill(src + "/" + name, "one");
+  stdfs::create_directory(src + "/d");
+  start();
+  ASSERT_NE(world->mount(mnt), nullptr);
+  for (const auto& name : names) {
+    EXPECT_EQ(slurp(mnt + "/" + name), "one");
+    spill(src + "/new", "second");
+    stdfs::rename(src + "/new", src + "/" + name);
+  }
+  EXPECT_TRUE(stdfs::is_empty(mnt + "/d"));
+  EXPECT_EQ(::chmod((mnt + "/mode").c_str(), 0640), 0) << errno;
+  EXPECT_EQ(slurp(mnt + "/mode"), "second");
+  EXPECT_EQ(::unlink((mnt + "/gone").c_str()), 0) << errno;
+  EXPECT_FALSE(stdfs::exists(src + "/gone"));
+  spill(mnt + "/cut", "3");
+  EXPECT_EQ(slurp(src + "/cut"), "3");
+  EXPECT_EQ(::rename((mnt + "/moved").c_str(), (mnt + "/there").c_str()), 0) << errno;
+  EXPECT_EQ(slurp(src + "/there"), "second");
+  EXPECT_EQ(::utimensat(AT_FDCWD, (mnt + "/time").c_str(), nullptr, 0), 0) << errno;
+
+  // The directory of a new file is another one.
+  stdfs::rename(src + "/d", src + "/e");
+  stdfs::create_directory(src + "/d");
+  spill(mnt + "/d/f", "in the new one");
+  EXPECT_EQ(slurp(src + "/d/f"), "in the new one");
+
+  // What is there is seen once the agent said so.
+  stdfs::create_directory(src + "/made");
+  EXPECT_EQ(::mkdir((mnt + "/made").c_str(), 0755), -1);
+  EXPECT_EQ(errno, EEXIST);
+  EXPECT_TRUE(eventually([&] { return stdfs::is_directory(mnt + "/made"); }));
+  stdfs::remove(src + "/there");
+  EXPECT_EQ(::unlink((mnt + "/there").c_str()), -1);
+  EXPECT_EQ(errno, ENOENT);
+  EXPECT_TRUE(eventually([&] { return !stdfs::exists(mnt + "/there"); }));
+  world->rescan();
+  EXPECT_EQ(listing(mnt), listing(src));
+}
+
 TEST_F(MountTest, OwnChangesShowWhatOthersWroteMeanwhile) {
   spill(src + "/f", "one");
   spill(src + "/g", "one");

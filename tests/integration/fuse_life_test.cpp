@@ -63,6 +63,22 @@ TEST_F(MountTest, TheWatchdogClearsTheMountOfAKilledDaemon) {
   EXPECT_TRUE(eventually([&] { return !mounted(); }));
 }
 
+// A program that only has a file open is given its 3 s to let go, and not twice.
+TEST_F(MountTest, ABusyMountGoesOnceItsTimeIsOver) {
+  spill(src + "/f", "x");
+  start();
+  auto* const session = world->mount(mnt);
+  ASSERT_NE(session, nullptr);
+  const base::UniqueFd fd(::open((mnt + "/f").c_str(), O_RDONLY | O_CLOEXEC));
+  ASSERT_TRUE(fd);
+  const auto began = Clock::now();
+  EXPECT_TRUE(session->unmount(began + 20s).ok());
+  EXPECT_LT(Clock::now() - began, 5s);
+  char byte = 0;
+  EXPECT_EQ(::pread(fd.get(), &byte, 1, 0), -1);
+  EXPECT_EQ(errno, ENOTCONN);
+}
+
 TEST_F(MountTest, ADeadMountIsClearedFirst) {
   spill(src + "/f", "x");
   Child daemon({"/proc/self/exe", "--daemon", src, mnt, "no-watchdog"});

@@ -35,6 +35,12 @@ class Exec(nbtest.Case):
         done = self.nb("exec", self.box, "--", "cat", input=data)
         self.assertEqual(hashlib.sha256(done.stdout).digest(), hashlib.sha256(data).digest())
 
+    def test_closed_streams(self):
+        for closed, out in (("<&-", b"0\n"), ("<&- 2>&-", b"0\n"), ("<&- >&- 2>&-", b"")):
+            line = f'exec "$0" exec "$1" -- sh -c "cat | wc -c; exit 7" {closed}'
+            done = self.run_cmd("sh", "-c", line, NEARBOX, self.box)
+            self.assertEqual((done.returncode, done.stdout), (7, out), (closed, done.stderr))
+
     def test_unread_stdin_does_not_hold_signals(self):
         process = self.popen(NEARBOX, "exec", self.box, "--", "sh", "-c", "echo up; exec sleep 300",
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -352,6 +352,24 @@ class Mounted(nbtest.Case):
         self.assertEqual(self.in_user(lambda: sorted(os.listdir(f"{self.mnt}/a/b") + os.listdir(self.mnt))),
                          ["a", "c", "n"])
 
+    def test_a_directory_that_is_opened_up_is_listed(self):
+        shut = os.path.join(self.dir, "shut")
+        os.mkdir(shut)
+        write_file(f"{shut}/f", b"text")
+        if self.owner:
+            self.chown_all(self.dir)
+        os.chmod(shut, 0)
+        self.mount(f"{self.box}:{self.dir}")
+
+        def look():
+            if os.geteuid() != 0:
+                with self.assertRaises(PermissionError):
+                    os.listdir(f"{self.mnt}/shut")
+            os.chmod(f"{self.mnt}/shut", 0o700)
+            return os.listdir(f"{self.mnt}/shut"), read_file(f"{self.mnt}/shut/f")
+
+        self.assertEqual(self.in_user(look), (["f"], b"text"))
+
     def test_symlink_rules(self):
         root = self.home / "dir"
         (root / "in").mkdir()

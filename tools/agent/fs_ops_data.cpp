@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
+#include <utility>
 #include <vector>
 
 #include "client/base/fault.h"
@@ -43,6 +44,11 @@ Result<void> fill_before(int fd, wire::OpDone& done) {
 Result<void> finish(int fd, const wire::Op& op, wire::OpDone& done) {
   (void)set_mtime(fd, op.mtime_ns);
   return fill_attr(fd, done);
+}
+
+// As write(2): bytes that were written count, and the next call meets what stopped this one.
+Result<void> outcome(Result<void> result, Result<void> finished, const wire::OpDone& done) {
+  return result || done.written > 0 ? std::move(finished) : std::move(result);
 }
 
 Result<void> write_at(int fd, wire::ByteView data, std::uint64_t offset, std::uint64_t& written) {
@@ -100,7 +106,7 @@ Result<void> do_write(OpContext& context, const wire::Op& op, wire::OpDone& done
   if (auto looked = fill_before(file->fd, done); !looked) return looked;
   auto result = write_at(file->fd, op.data, op.offset, done.written);
   auto finished = finish(file->fd, op, done);
-  return result ? finished : result;
+  return outcome(std::move(result), std::move(finished), done);
 }
 
 Result<void> do_append(OpContext& context, const wire::Op& op, wire::OpDone& done) {
@@ -132,7 +138,7 @@ Result<void> do_append(OpContext& context, const wire::Op& op, wire::OpDone& don
     data = data.subspan(static_cast<std::size_t>(n));
   }
   auto finished = finish(file->fd, op, done);
-  return result ? finished : result;
+  return outcome(std::move(result), std::move(finished), done);
 }
 
 Result<void> do_truncate(OpContext& context, const wire::Op& op, wire::OpDone& done) {
@@ -248,7 +254,7 @@ Result<void> do_copy_range(OpContext& context, const wire::Op& op, wire::OpDone&
   if (auto looked = fill_before(out->fd.get(), done); !looked) return looked;
   auto result = copy_range(in->fd, out->fd.get(), op, done.written);
   auto finished = finish(out->fd.get(), op, done);
-  return result ? finished : result;
+  return outcome(std::move(result), std::move(finished), done);
 }
 
 }  // namespace nearbox::agent::detail

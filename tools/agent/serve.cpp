@@ -31,6 +31,7 @@ void catch_signals() {
   action.sa_handler = on_nothing;
   (void)::sigaction(SIGPIPE, &action, nullptr);
   (void)::sigaction(SIGHUP, &action, nullptr);
+  (void)::sigaction(SIGXFSZ, &action, nullptr);  // a write past RLIMIT_FSIZE: EFBIG is the answer
   action.sa_handler = on_stop;
   (void)::sigaction(SIGTERM, &action, nullptr);
   (void)::sigaction(SIGINT, &action, nullptr);

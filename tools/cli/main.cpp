@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <cerrno>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <fcntl.h>
 #include <string_view>
 
 #include "client/api/error_code.h"
@@ -52,6 +54,7 @@ int run(int argc, char** argv) {
   add_mount(parser, app);
   add_exec(parser, app);
   add_status(parser, app);
+  add_top(parser, app);
   add_sandbox(parser, app);
   add_serve(parser, app);
   add_doctor(parser, app);
@@ -68,10 +71,18 @@ int run(int argc, char** argv) {
   return app.run ? app.run() : 2;
 }
 
+// Whoever starts us may have closed these (`<&-`): what we open ourselves must not take their places.
+void open_standard_streams() {
+  for (int fd = 0; fd <= 2; ++fd) {
+    if (::fcntl(fd, F_GETFD) < 0 && errno == EBADF) (void)::open("/dev/null", O_RDWR);  // the lowest number
+  }
+}
+
 }  // namespace
 }  // namespace nearbox::cli
 
 int main(int argc, char** argv) {
+  nearbox::cli::open_standard_streams();
   std::signal(SIGPIPE, SIG_IGN);
   try {
     // Programs of ours that are started by ours, not by people.

@@ -211,6 +211,37 @@ TEST_F(FsOps, ARepeatedCreationCompletesWhatACrashLeft) {
   EXPECT_EQ(run(retry(op(OpKind::kCreate, "open"))).attr.uid, 0U);
 }
 
+// As write(2): the bytes that fit count, and only a call that writes nothing fails.
+TEST_F(FsOps, WritesWhatFits) {
+  struct rlimit before {};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  const auto old = ::signal(SIGXFSZ, SIG_IGN);
+  EXPECT_EQ(run(op(OpKind::kCreate, "f")).error, 0);
+  auto write = op(OpKind::kWrite, "f");
+  write.data.resize(3000, std::byte{1});
+  auto append = op(OpKind::kAppend, "f");
+  append.data.resize(3000, std::byte{2});
+  std::vector<OpDone> done;
+  for (const rlim_t limit : {1000, 1500}) {
+    struct rlimit small = before;
+    small.rlim_cur = limit;
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+    const auto& call = limit == 1000 ? write : append;
+    done.push_back(run(call));
+    if (call.kind == OpKind::kAppend) done.push_back(run(append));
+  }
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+  (void)::signal(SIGXFSZ, old);
+  EXPECT_EQ(done[0].error, 0);
+  EXPECT_EQ(done[0].written, 1000U);
+  EXPECT_EQ(done[0].attr.size, 1000U);
+  EXPECT_EQ(done[1].error, 0);
+  EXPECT_EQ(done[1].written, 500U);
+  EXPECT_EQ(done[1].offset, 1000U);
+  EXPECT_EQ(done[1].attr.size, 1500U);
+  EXPECT_EQ(done[2].error, EFBIG);
+}
+
 TEST_F(FsOps, OwnersWithoutFsuid) {
   if (::geteuid() != 0) GTEST_SKIP() << "makes nothing for others";
   test::Faults faults;

@@ -255,6 +255,50 @@ TEST_F(PrefetchTest, ALostBatchIsAskedForByItsReader) {
   EXPECT_EQ(got->bytes.size(), attr_of(order[1]).size);
 }
 
+// A reader who waits for a batch while the file gets other content, which a second reader knows of already.
+TEST_F(PrefetchTest, AReaderOfOlderContentIsNotForgotten) {
+  for (const bool by_patience : {true, false}) {
+    const auto dir = add(sync::Mirror::kRoot, by_patience ? "a" : "b", 4096, true);
+    order.clear();
+    grow(dir, 0, 40, 0);
+    {
+      const std::lock_guard lock(mu);
+      hold = true;
+      later.clear();
+      held.clear();
+    }
+    read(order[0]);
+    ASSERT_TRUE(eventually([&] {
+      const std::lock_guard lock(mu);
+      return !held.empty();
+    }));
+    const auto first = begin(order[1]);
+    auto attr = attr_of(order[1]);
+    ++attr.version;
+    attr.size /= 2;
+    {
+      const std::lock_guard lock(mu);
+      served[attr.ino] = attr;
+    }
+    tree.write([&](sync::Mirror& m, sync::Changes& changes) { m.set_attr(order[1], attr, changes); });
+    read(order[1]);
+    if (by_patience) {
+      std::vector<std::function<void()>> patience;
+      {
+        const std::lock_guard lock(mu);
+        patience.swap(later);
+      }
+      for (const auto& fn : patience) fn();
+    } else {
+      link.lose();
+      link.connect(1, true);
+    }
+    ASSERT_TRUE(eventually([&] { return first->done.load(); })) << by_patience;
+    EXPECT_EQ(first->error, 0);
+    EXPECT_EQ(first->bytes, body(attr));  // what there is now, as on a local disk
+  }
+}
+
 TEST_F(PrefetchTest, RecordsThatMakeNoSenseHarmNobody) {
   grow(sync::Mirror::kRoot, 0, 40, 0);
   std::mt19937_64 rng(9);
