@@ -60,6 +60,7 @@ base::Result<void> Session::start(base::UniqueFd fuse_fd) {
   fd_ = fuse_fd.release();
   Notifier::Source source;
   source.busy = [this](Ino ino) { return parked_.busy(ino); };
+  source.referenced = [this](Ino ino) { return inodes_.node(ino) != sync::kNoNode; };
   source.known = [this] { return inodes_.all(); };
   source.names = [this] { return kernel_names(); };
   notifier_ = std::make_unique<Notifier>(static_cast<KernelNotify&>(*this), std::move(source));
@@ -239,7 +240,9 @@ void Session::renamed_directory() {
   for (const Ino ino : links) notifier_->data(ino);
 }
 
-void Session::inode(Ino ino, bool data) { fuse_lowlevel_notify_inval_inode(se_, ino, data ? 0 : -1, 0); }
+bool Session::inode(Ino ino, bool data) {
+  return fuse_lowlevel_notify_inval_inode(se_, ino, data ? 0 : -1, 0) != -ENOENT;
+}
 void Session::entry(Ino parent, const std::string& name) {
   fuse_lowlevel_notify_inval_entry(se_, parent, name.c_str(), name.size());
 }

@@ -137,8 +137,8 @@ void TreeStore::Impl::apply_changed(const wire::Changed& changed) {
 
 bool TreeStore::Impl::watched_by_directory() {
   base::MutexLock lock(mu);
-  return std::any_of(subtrees.begin(), subtrees.end(), [&](const auto& entry) {
-    return entry.second.watched(generation) && entry.second.watch == wire::WatchKind::kInotify;
+  return std::any_of(subtrees.begin(), subtrees.end(), [agent = generation](const auto& entry) {
+    return entry.second.watched(agent) && entry.second.watch == wire::WatchKind::kInotify;
   });
 }
 
