@@ -59,6 +59,7 @@ struct LinkStatus {
   double bytes_per_second = 0;       // receive rate seen lately
   std::uint64_t bytes_in = 0, bytes_out = 0;
   std::uint64_t reconnects = 0;
+  std::uint64_t calls = 0;  // made so far: questions that are answered, each a round trip at least
   std::string last_error;
 };
 

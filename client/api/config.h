@@ -55,6 +55,8 @@ struct Config {
   std::map<std::string, std::string> metadata;  // of created sandboxes
   std::map<std::string, std::string> envs;      // of created sandboxes
   bool allow_internet_access = true;
+  std::vector<std::string> fetch_deny;                    // [fetch] deny: local programs
+  std::optional<std::uint64_t> fetch_max_bytes_per_hour;  // [fetch] max_per_hour, of each local program
 
   std::map<std::string, Origin> origins;  // by key; keys that are missing here have their default
   std::vector<std::string> notices;       // for the log at debug level: names that have no effect here

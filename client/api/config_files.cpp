@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -78,12 +79,28 @@ std::optional<Value> from_toml(const toml::node& node) {
   return std::nullopt;
 }
 
+// "fetch" of the settings "fetch.deny" and its like: a table of settings, not one.
+bool is_section(std::string_view key) {
+  const auto prefix = std::string(key) + ".";
+  const auto all = settings();
+  return std::any_of(all.begin(), all.end(), [&](const Setting& s) { return s.key.starts_with(prefix); });
+}
+
 base::Result<Values> read_json(const std::string& path, const std::string& text) {
   const json root = json::parse(text, nullptr, false);
   if (root.is_discarded() || !root.is_object()) return not_valid(path, "it holds no JSON object");
   Values values;
   for (const auto& [key, node] : root.items()) {
     if (node.is_null()) continue;
+    if (node.is_object() && is_section(key)) {
+      for (const auto& [name, item] : node.items()) {
+        const auto full = key + "." + name;
+        auto value = from_json(item);
+        if (!value) return not_valid_key(full, path);
+        values[full] = std::move(*value);
+      }
+      continue;
+    }
     auto value = from_json(node);
     if (!value) return not_valid_key(key, path);
     values[key] = std::move(*value);
@@ -100,6 +117,15 @@ base::Result<Values> read_toml(const std::string& path, const std::string& text)
   }
   Values values;
   for (const auto& [key, node] : result.table()) {
+    if (const auto* table = node.as_table(); table != nullptr && is_section(key.str())) {
+      for (const auto& [name, item] : *table) {
+        const auto full = std::string(key.str()) + "." + std::string(name.str());
+        auto value = from_toml(item);
+        if (!value) return not_valid_key(full, path);
+        values[full] = std::move(*value);
+      }
+      continue;
+    }
     auto value = from_toml(node);
     if (!value) return not_valid_key(key.str(), path);
     values[std::string(key.str())] = std::move(*value);

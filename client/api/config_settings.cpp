@@ -194,7 +194,7 @@ std::string set_domain(Config& config, const Value& value) {
   return {};
 }
 
-std::string set_languages(Config& config, const Value& value) {
+std::vector<std::string> as_list(const Value& value) {
   std::vector<std::string> list;
   if (const auto* given = std::get_if<std::vector<std::string>>(&value.data)) list = *given;
   if (value.is_text) {
@@ -208,11 +208,28 @@ std::string set_languages(Config& config, const Value& value) {
       }
     }
   }
+  return list;
+}
+
+std::string set_languages(Config& config, const Value& value) {
+  auto list = as_list(value);
   if (list.empty()) return "it must be a list of languages";
   config.languages = std::move(list);
   return {};
 }
 
+std::string set_programs(Config& config, const Value& value) {
+  const bool is_list = value.is_text || std::holds_alternative<std::vector<std::string>>(value.data);
+  auto list = as_list(value);
+  const bool paths = std::any_of(list.begin(), list.end(), [](const std::string& name) {
+    return name.empty() || name.find('/') != std::string::npos;
+  });
+  if (!is_list || paths) return "it must be a list of names of programs, without directories";
+  config.fetch_deny = std::move(list);
+  return {};
+}
+
+template <auto Member>
 std::string set_size(Config& config, const Value& value) {
   std::optional<std::uint64_t> size;
   if (const auto* number = std::get_if<std::int64_t>(&value.data); number != nullptr && *number >= 0) {
@@ -220,7 +237,7 @@ std::string set_size(Config& config, const Value& value) {
   }
   if (const auto* text = std::get_if<std::string>(&value.data)) size = parse_size(*text);
   if (!size) return "it must be a size such as 100MB";
-  config.auto_trigger_bytes = size;
+  config.*Member = size;
   return {};
 }
 
@@ -279,6 +296,11 @@ std::string show_languages(const Config& config) {
   for (const auto& name : config.languages) out += (out.empty() ? "" : ",") + name;
   return out.empty() ? "all" : out;
 }
+std::string show_programs(const Config& config) {
+  std::string out;
+  for (const auto& name : config.fetch_deny) out += (out.empty() ? "" : ",") + name;
+  return out.empty() ? "none" : out;
+}
 std::string show_provider(const Config& config) {
   return config.provider == Provider::kLocal ? "local" : "e2b";
 }
@@ -330,10 +352,15 @@ const std::vector<Setting>& table() {
        {"E2B_MAX_OUTPUT_LENGTH"},
        set_count<&C::max_output_bytes, 0>,
        show_count<&C::max_output_bytes>},
-      {"autoTriggerThreshold", {}, set_size, show_limit<&C::auto_trigger_bytes>},
+      {"autoTriggerThreshold", {}, set_size<&C::auto_trigger_bytes>, show_limit<&C::auto_trigger_bytes>},
       {"metadata", {"E2B_SANDBOX_METADATA"}, set_map<&C::metadata>, show_map<&C::metadata>},
       {"envs", {}, set_map<&C::envs>, show_map<&C::envs>},
       {"allowInternetAccess", {}, set_bool<&C::allow_internet_access>, show_bool<&C::allow_internet_access>},
+      {"fetch.deny", {}, set_programs, show_programs},
+      {"fetch.max_per_hour",
+       {},
+       set_size<&C::fetch_max_bytes_per_hour>,
+       show_limit<&C::fetch_max_bytes_per_hour>},
   };
   return kTable;
 }

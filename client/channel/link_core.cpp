@@ -382,6 +382,7 @@ api::LinkStatus LinkCore::status() const {
   }
   if (status.bytes_per_second == 0) status.bytes_per_second = last_rate_;
   status.reconnects = reconnects_;
+  status.calls = next_token_ - 1;
   status.last_error = last_error_;
   return status;
 }

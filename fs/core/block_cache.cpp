@@ -77,6 +77,7 @@ bool BlockCache::Impl::collect_locked(File& file, Waiter& waiter) {
     if (it == file.blocks.end()) continue;
     lru_.splice(lru_.end(), lru_, it->second.lru);
     waiter.blocks[i] = it->second.block;
+    if (!std::exchange(it->second.read, true)) waiter.fetched += it->second.block->size();
     --waiter.missing;
   }
   return waiter.missing == 0;
@@ -84,6 +85,7 @@ bool BlockCache::Impl::collect_locked(File& file, Waiter& waiter) {
 
 BlockCache::Data BlockCache::Impl::assemble(const Waiter& waiter) const {
   Data data;
+  data.fetched = waiter.fetched;
   std::uint64_t at = waiter.offset;
   const std::uint64_t end = waiter.offset + waiter.length;
   for (const auto& block : waiter.blocks) {
@@ -262,6 +264,18 @@ void BlockCache::Impl::forget() {
   }
 }
 
+bool BlockCache::Impl::has(const wire::Attr& attr, std::uint64_t offset, std::size_t length) const {
+  if (offset >= attr.size || length == 0) return true;
+  MutexLock lock(mu_);
+  const auto it = files_.find(wire::NodeId{attr.dev, attr.ino});
+  if (it == files_.end() || !(it->second->stamp == Stamp(attr))) return false;
+  const std::uint64_t last = std::min<std::uint64_t>(offset + length, attr.size) - 1;
+  for (std::uint64_t number = block_of(offset); number <= block_of(last); ++number) {
+    if (!it->second->blocks.contains(number)) return false;
+  }
+  return true;
+}
+
 BlockCacheStats BlockCache::Impl::stats() const {
   MutexLock lock(mu_);
   BlockCacheStats stats = stats_;
@@ -306,6 +320,9 @@ void BlockCache::forget() { impl_->forget(); }
 
 std::uint64_t BlockCache::prefetch(const std::vector<Wanted>& files, std::function<void()> ended) {
   return impl_->prefetch(files, std::move(ended));
+}
+bool BlockCache::has(const wire::Attr& attr, std::uint64_t offset, std::size_t length) const {
+  return impl_->has(attr, offset, length);
 }
 BlockCacheStats BlockCache::stats() const { return impl_->stats(); }
 void BlockCache::close() { impl_->close(); }

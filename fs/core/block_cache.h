@@ -69,6 +69,7 @@ class BlockCache {
     int error = 0;
     std::vector<Piece> pieces;  // in order; fewer bytes than asked for mean end of file
     std::size_t size = 0;
+    std::uint64_t fetched = 0;  // bytes that were brought and nobody had read before, whole blocks
   };
   using Done = std::function<void(Data&&)>;
 
@@ -81,6 +82,8 @@ class BlockCache {
   // The caller keeps `node` pinned until done runs.
   void read(sync::NodeIndex node, const wire::Attr& attr, std::uint64_t offset, std::size_t length,
             Done done);
+  // Whether all of that is cached now.
+  bool has(const wire::Attr& attr, std::uint64_t offset, std::size_t length) const;
   // Fetches small files whole, in one call, before somebody asks for them; what is here or on the way is
   // left out. Returns the bytes left out. `ended` runs once, on a link thread, unless all was left out.
   struct Wanted {

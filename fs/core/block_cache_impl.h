@@ -81,12 +81,14 @@ struct Waiter {
   std::uint64_t first = 0;  // number of the first block
   std::vector<BlockCache::Block> blocks;
   std::size_t missing = 0;
+  std::uint64_t fetched = 0;  // bytes of blocks that it is the first to read
   Clock::time_point deadline;
   BlockCache::Done done;
 };
 
 struct Cached {
   BlockCache::Block block;
+  bool read = false;  // by somebody
   std::list<BlockKey>::iterator lru;
 };
 
@@ -121,6 +123,7 @@ class BlockCache::Impl : public std::enable_shared_from_this<BlockCache::Impl> {
             Done done);
   void wrote(const wire::Attr& before, const wire::Attr& after, std::uint64_t offset, std::uint64_t length);
   void forget();
+  bool has(const wire::Attr& attr, std::uint64_t offset, std::size_t length) const;
   BlockCacheStats stats() const;
   void close();
 

@@ -113,17 +113,20 @@ void BlockCache::Impl::store_locked(File& file, std::uint64_t number, Block bloc
   if (file.blocks.contains(number)) return;
   bytes_ += block->size();
   const auto lru = lru_.insert(lru_.end(), {file.id, number});
-  file.blocks.emplace(number, Cached{std::move(block), lru});
+  file.blocks.emplace(number, Cached{std::move(block), false, lru});
 }
 
 void BlockCache::Impl::feed_locked(File& file, std::uint64_t generation, std::uint64_t number,
                                    const Block& block, Step& step) {
+  const auto cached = file.blocks.find(number);
+  bool read = cached != file.blocks.end() && cached->second.read;
   for (auto it = file.waiters.begin(); it != file.waiters.end();) {
     Waiter& waiter = *it;
     const bool wants = waiter.generation == generation && number >= waiter.first &&
                        number - waiter.first < waiter.blocks.size() && !waiter.blocks[number - waiter.first];
     if (wants) {
       waiter.blocks[number - waiter.first] = block;
+      if (!std::exchange(read, true)) waiter.fetched += block->size();
       --waiter.missing;
     }
     if (wants && waiter.missing == 0) {
@@ -134,6 +137,7 @@ void BlockCache::Impl::feed_locked(File& file, std::uint64_t generation, std::ui
       ++it;
     }
   }
+  if (cached != file.blocks.end() && generation == file.generation) cached->second.read = read;
 }
 
 void BlockCache::Impl::unpend_locked(const FetchPtr& fetch) {

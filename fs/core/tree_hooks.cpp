@@ -27,8 +27,7 @@ std::string parent_of(const std::string& path) {
 }
 
 // The agent's answers for a name and for its directory, brought into the mirror.
-void take_stat(sync::TreeStore& tree, const sync::TreeStore::Look& look,
-               const sync::TreeStore::Question& question, const std::string& path,
+void take_stat(sync::TreeStore& tree, const sync::TreeStore::Question& question, const std::string& path,
                const wire::StatResult& result, const wire::StatResult& directory, bool quiet) {
   const auto slash = path.rfind('/');
   const std::string name = slash == std::string::npos ? path : path.substr(slash + 1);
@@ -39,14 +38,14 @@ void take_stat(sync::TreeStore& tree, const sync::TreeStore::Look& look,
     const auto there = mirror.attr(parent);
     if (!same(directory.attr, wire::identity(there))) return;
     if (tree.told_since(question, wire::identity(there), name)) return;
-    const bool may_lead = quiet && !look.overtaken(parent);
+    const bool may_lead = quiet && !tree.overtaken(question, parent);
     const auto child = mirror.lookup(parent, name);
     if (result.error == ENOENT) {
       if (child != sync::kNoNode && may_lead) mirror.unlink(parent, name, changes);
     } else if (result.error == 0) {
       const wire::NodeId id = wire::identity(result.attr);
       if (child != sync::kNoNode && same(mirror.attr(child), id)) {
-        if (!tree.told_since(question, id) && !look.overtaken(child)) {
+        if (!tree.told_since(question, id) && !tree.overtaken(question, child)) {
           mirror.set_attr(child, result.attr, changes);
         }
       } else if (may_lead) {
@@ -97,15 +96,13 @@ void refresh(sync::TreeStore& tree, api::AgentLink& link, const DirRenames& rena
   wire::StatMany message;
   message.root = tree.root();
   message.paths = with_directories(paths);
-  auto take = [&tree, &renames, epoch, quiet, look = std::shared_ptr(tree.look()),
-               question = tree.ask_outside(), all = message.paths,
+  auto take = [&tree, &renames, epoch, quiet, question = tree.ask_outside(), all = message.paths,
                done = std::move(done)](int error, wire::StatManyReply&& reply) {
     for (std::size_t i = 0; error == 0 && reply.results.size() == all.size() && i < all.size(); ++i) {
       const auto above = std::lower_bound(all.begin(), all.end(), parent_of(all[i]));
       if (all[i].empty() || above == all.end() || *above != parent_of(all[i])) continue;
       const auto& directory = reply.results[static_cast<std::size_t>(above - all.begin())];
-      take_stat(tree, *look, *question, all[i], reply.results[i], directory,
-                quiet && renames.quiet_since(epoch));
+      take_stat(tree, *question, all[i], reply.results[i], directory, quiet && renames.quiet_since(epoch));
     }
     done();
   };

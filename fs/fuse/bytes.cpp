@@ -74,10 +74,20 @@ void Session::read(Request request, Ino ino, std::size_t size, std::uint64_t off
     self->read(std::move(waiting), ino, size, offset, true);
   };
   if (!proved && prove_first(request, node, again)) return;
+  auto* const readers = services_.readers;
+  const pid_t reader = request.pid();
+  if (readers != nullptr && readers->limits() && !services_.cache.has(attr, offset, size)) {
+    if (const int refused = readers->admit(Readers::program(reader)); refused != 0) {
+      request.error(refused);
+      return;
+    }
+  }
   const auto id = park(std::move(request), ino);
   if (id == 0) return;
   const bool begins = offset == 0 && S_ISREG(attr.mode) && services_.prefetch != nullptr;
-  services_.cache.read(node, attr, offset, size, [self = shared_from_this(), id](BlockCache::Data&& data) {
+  services_.cache.read(node, attr, offset, size, [=, self = shared_from_this()](BlockCache::Data&& data) {
+    // While it waits for the answer it is there to be asked for its name.
+    if (readers != nullptr && data.fetched != 0) readers->fetched(Readers::program(reader), data.fetched);
     auto waiting = self->parked_.take(id);
     if (!waiting) return;
     if (data.error != 0) {

@@ -14,6 +14,7 @@
 #include "fs/core/block_cache.h"
 #include "fs/core/op_log.h"
 #include "fs/core/prefetch.h"
+#include "fs/core/readers.h"
 #include "fs/core/symlinks.h"
 #include "sync/engine/tree_store.h"
 
@@ -47,6 +48,7 @@ struct FsServices {
   api::AgentLink& link;
   base::Timers& timers;
   Prefetcher* prefetch = nullptr;  // nobody guesses
+  Readers* readers = nullptr;      // nobody counts, all is allowed
 };
 
 struct MountStats {
@@ -55,6 +57,7 @@ struct MountStats {
   std::uint64_t requests = 0;
   std::uint64_t bytes_read = 0;
   std::uint64_t bytes_written = 0;
+  std::uint64_t invalidations = 0;  // told the kernel
 };
 
 // One mounted session of a FuseLoop.

@@ -14,7 +14,8 @@ using base::MutexLock;
 
 namespace {
 using Clock = std::chrono::steady_clock;
-constexpr std::chrono::seconds kLook{1};  // how long an idle thread sleeps at most
+constexpr std::chrono::seconds kLook{1};        // how long an idle thread sleeps at most
+constexpr std::chrono::milliseconds kAgain{2};  // until an inode that the kernel did not know is told again
 constexpr std::chrono::milliseconds kStuck{
     50};  // in the kernel without any coming back: they wait for a lock
 }  // namespace
@@ -116,7 +117,8 @@ void Notifier::run(const std::stop_token& stop) noexcept {
   while (!stop.stop_requested()) {
     if (step()) continue;
     MutexLock lock(mu_);
-    if (ready_.empty() && !everything_ && !stopped_) wake_.wait_until(mu_, Clock::now() + kLook);
+    if (!ready_.empty() || everything_ || stopped_) continue;
+    wake_.wait_until(mu_, again_.empty() ? Clock::now() + kLook : again_.front().due);
   }
 }
 
@@ -128,6 +130,7 @@ bool Notifier::step() {
   {
     MutexLock lock(mu_);
     if (stopped_) return false;
+    take_again_locked();
     all = std::exchange(everything_, false);
     if (all) {
       ++sending_;
@@ -199,14 +202,15 @@ bool Notifier::send(const Item& item) {
   if (source_.busy(item.ino)) held = item.ino;
   if (held == 0 && item.child != 0 && source_.busy(item.child)) held = item.child;
   const bool waits = !item.name.empty() || item.data;
+  if (held == 0 || !waits) sent_.fetch_add(1, std::memory_order_relaxed);
   if (held != 0 && waits) {
-    if (item.name.empty()) kernel_.inode(item.ino, false);
+    if (item.name.empty()) (void)kernel_.inode(item.ino, false);
     MutexLock lock(mu_);
     if (stopped_) return false;
     aside_[held].push_back(item);
     ++aside_count_;
   } else if (item.name.empty()) {
-    kernel_.inode(item.ino, item.data);
+    return tell_inode(item);
   } else if (item.deleted && item.child != 0) {
     kernel_.deleted(item.ino, item.child, item.name);
   } else {
@@ -216,6 +220,27 @@ bool Notifier::send(const Item& item) {
   if (held == 0 || !waits) return true;
   if (!source_.busy(held)) idle(held);
   return false;
+}
+
+// False: to be told again. The kernel takes an answer in the thread that asked, after the daemon wrote it,
+// and compares its age only with what it was told of inodes it has (linux v6.12 fs/fuse/inode.c, attr_version
+// in fuse_reverse_inval_inode() and fuse_iget()).
+bool Notifier::tell_inode(const Item& item) {
+  if (kernel_.inode(item.ino, item.data) || !source_.referenced || !source_.referenced(item.ino)) return true;
+  MutexLock lock(mu_);
+  if (stopped_) return false;
+  again_.push_back({Clock::now() + kAgain, item});
+  ++aside_count_;
+  return false;
+}
+
+void Notifier::take_again_locked() {
+  const auto now = Clock::now();
+  while (!again_.empty() && again_.front().due <= now) {
+    --aside_count_;
+    enqueue_locked(std::move(again_.front().item), Bound::kNo, Ticket::kHeld);
+    again_.pop_front();
+  }
 }
 
 void Notifier::queue_everything(std::uint64_t ticket) {
@@ -248,6 +273,7 @@ void Notifier::stop() {
     groups_.clear();
     ready_.clear();
     aside_.clear();
+    again_.clear();
     count_ = aside_count_ = 0;
     outstanding_.clear();
     wake_.notify_all();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -25,7 +26,8 @@ namespace nearbox::fs {
 class KernelNotify {
  public:
   virtual ~KernelNotify() = default;
-  virtual void inode(Ino ino, bool data) = 0;  // false: attributes only
+  // `data` false: attributes only. False: this kernel does not know the inode.
+  virtual bool inode(Ino ino, bool data) = 0;
   virtual void entry(Ino parent, const std::string& name) = 0;
   virtual void deleted(Ino parent, Ino child, const std::string& name) = 0;
   virtual bool epoch() = 0;  // makes every dentry and listing stale at once; false: kernel too old (< 6.16)
@@ -35,9 +37,11 @@ class KernelNotify {
 //
 // Notifications may wait in the kernel for locks that a running request holds. So they leave from threads
 // of this class alone; an inode with a parked request is left aside until the request is answered; nothing
-// here is held that a request handler needs. A request may take its lock just before it is known here, and
-// be held by the agent afterwards: so an inode has one thread at most in the kernel, one thread always keeps
-// watch outside, and when the others are stuck another one is started.
+// here is held that a request handler needs. An inode that the kernel does not know yet may come with an
+// answer that is on its way to it, older than what it was to be told: it is told again, until it knows the
+// inode or has given it back. A request may take its lock just before it is known here, and be held by the
+// agent afterwards: so an inode has one thread at most in the kernel, one thread always keeps watch outside,
+// and when the others are stuck another one is started.
 //
 // Owns:    kThreads threads, up to kMaxThreads when some are stuck; what is to be invalidated, each inode
 //          and name once.
@@ -56,6 +60,7 @@ class Notifier {
 
   struct Source {
     std::function<bool(Ino)> busy;            // has a parked request
+    std::function<bool(Ino)> referenced;      // was given to the kernel, which has not given it back
     std::function<std::vector<Ino>()> known;  // all inodes, for the coarse case
     // All names the kernel may believe something wrong of; asked for when it has no epochs.
     std::function<std::vector<Name>()> names;
@@ -75,6 +80,7 @@ class Notifier {
   // True when all that was added before this call has reached the kernel, what was left aside included. What
   // others add meanwhile is not waited for.
   bool wait_idle(std::chrono::steady_clock::time_point deadline) EXCLUDES(mu_);
+  std::uint64_t sent() const { return sent_.load(std::memory_order_relaxed); }  // notifications, ever
   // A thread may be in the kernel: returns when it came back, so end the connection first.
   void stop() EXCLUDES(mu_);
 
@@ -86,6 +92,10 @@ class Notifier {
     bool data = false;
     bool deleted = false;
     std::uint64_t ticket = 0;  // of the oldest notification it stands for
+  };
+  struct Again {
+    std::chrono::steady_clock::time_point due;
+    Item item;
   };
   struct Group {  // all that concerns one inode
     std::map<std::string, Item> items;
@@ -106,6 +116,8 @@ class Notifier {
   void run(const std::stop_token& stop) noexcept EXCLUDES(mu_);
   bool step() EXCLUDES(mu_);
   bool take_locked(Item& item) REQUIRES(mu_);
+  bool tell_inode(const Item& item) EXCLUDES(mu_);
+  void take_again_locked() REQUIRES(mu_);
   void keep_watch_locked() REQUIRES(mu_);
   bool send(const Item& item) EXCLUDES(mu_);
   void sent_locked(Ino ino) REQUIRES(mu_);
@@ -113,15 +125,17 @@ class Notifier {
 
   KernelNotify& kernel_;
   const Source source_;
+  std::atomic<std::uint64_t> sent_{0};
   base::Mutex mu_;
   base::CondVar wake_, quiet_, watch_;
   std::unordered_map<Ino, Group> groups_ GUARDED_BY(mu_);             // none is empty but while sending
   std::deque<Ino> ready_ GUARDED_BY(mu_);                             // groups nobody sends of
   std::unordered_map<Ino, std::vector<Item>> aside_ GUARDED_BY(mu_);  // by the busy inode
+  std::deque<Again> again_ GUARDED_BY(mu_);                           // the kernel did not know; by `due`
   std::size_t count_ GUARDED_BY(mu_) = 0;                             // items in groups_
-  std::size_t aside_count_ GUARDED_BY(mu_) = 0;
-  std::size_t sending_ GUARDED_BY(mu_) = 0;     // threads in the kernel
-  std::uint64_t progress_ GUARDED_BY(mu_) = 0;  // how often one came back
+  std::size_t aside_count_ GUARDED_BY(mu_) = 0;                       // and in again_
+  std::size_t sending_ GUARDED_BY(mu_) = 0;                           // threads in the kernel
+  std::uint64_t progress_ GUARDED_BY(mu_) = 0;                        // how often one came back
   bool everything_ GUARDED_BY(mu_) = false;
   std::uint64_t everything_ticket_ GUARDED_BY(mu_) = 0;
   std::uint64_t last_ticket_ GUARDED_BY(mu_) = 0;

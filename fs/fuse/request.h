@@ -76,6 +76,7 @@ class Request {
   void none();
 
   fuse_req_t raw() const { return req_; }
+  pid_t pid() const { return fuse_req_ctx(req_)->pid; }  // the thread that asks; 0: of another pid namespace
   const char* op() const { return op_; }
   std::uint64_t ino() const { return ino_; }
 

@@ -60,6 +60,7 @@ base::Result<void> Session::start(base::UniqueFd fuse_fd) {
   fd_ = fuse_fd.release();
   Notifier::Source source;
   source.busy = [this](Ino ino) { return parked_.busy(ino); };
+  source.referenced = [this](Ino ino) { return inodes_.node(ino) != sync::kNoNode; };
   source.known = [this] { return inodes_.all(); };
   source.names = [this] { return kernel_names(); };
   notifier_ = std::make_unique<Notifier>(static_cast<KernelNotify&>(*this), std::move(source));
@@ -128,7 +129,8 @@ ssize_t Session::io_writev(int fd, iovec* iov, int count, void* user) {
 }
 
 MountStats Session::stats() const {
-  return {parked_.size(), inodes_.size(), requests_.load(), bytes_read_.load(), bytes_written_.load()};
+  return {parked_.size(),     inodes_.size(),        requests_.load(),
+          bytes_read_.load(), bytes_written_.load(), notifier_ ? notifier_->sent() : 0};
 }
 
 // ---- parking
@@ -238,7 +240,9 @@ void Session::renamed_directory() {
   for (const Ino ino : links) notifier_->data(ino);
 }
 
-void Session::inode(Ino ino, bool data) { fuse_lowlevel_notify_inval_inode(se_, ino, data ? 0 : -1, 0); }
+bool Session::inode(Ino ino, bool data) {
+  return fuse_lowlevel_notify_inval_inode(se_, ino, data ? 0 : -1, 0) != -ENOENT;
+}
 void Session::entry(Ino parent, const std::string& name) {
   fuse_lowlevel_notify_inval_entry(se_, parent, name.c_str(), name.size());
 }

@@ -188,7 +188,7 @@ class Session final : public sync::ChangeListener,
   void note_foreign(sync::NodeIndex node, const wire::Attr& before, const wire::Attr& after);
 
   // KernelNotify
-  void inode(Ino ino, bool data) override;
+  bool inode(Ino ino, bool data) override;
   void entry(Ino parent, const std::string& name) override;
   void deleted(Ino parent, Ino child, const std::string& name) override;
   bool epoch() override;

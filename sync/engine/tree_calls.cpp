@@ -295,21 +295,4 @@ void TreeStore::Impl::walk_begins(Walk& one) {
 
 void TreeStore::Impl::walk_is_over(const Walk& one) { questions_over(one.id); }
 
-std::unique_ptr<TreeStore::Look> TreeStore::look() {
-  std::unique_ptr<Look> look(new Look);
-  look->impl_ = impl_;
-  {
-    base::MutexLock lock(impl_->mu);
-    look->id_ = impl_->next_id++;
-  }
-  base::MutexLock lock(impl_->ops_mu);
-  look->began_ = impl_->op_epoch;
-  impl_->running_walks.insert(look->id_);
-  return look;
-}
-
-TreeStore::Look::~Look() { impl_->questions_over(id_); }
-
-bool TreeStore::Look::overtaken(NodeIndex node) const { return impl_->frozen(node, began_); }
-
 }  // namespace nearbox::sync

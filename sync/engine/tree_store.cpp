@@ -329,9 +329,9 @@ void TreeStore::tell() {
     std::vector<CompletionPtr> reached;
     {
       base::MutexLock lock(impl.tell_mu);
-      ++impl.told_until;
+      const auto until = ++impl.told_until;
       std::erase_if(impl.tell_waiters, [&](const auto& waiter) {
-        if (waiter.first > impl.told_until) return false;
+        if (waiter.first > until) return false;
         reached.push_back(waiter.second);
         return true;
       });

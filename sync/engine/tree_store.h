@@ -104,7 +104,8 @@ class TreeStore {
   // Counts what events told of directories that are not known here.
   std::uint64_t unknown_told() const;
 
-  // An answer of the agent to a question of the caller's own: what events tell meanwhile is newer.
+  // A question of the caller's own to the agent, from before it is sent until its answer was applied. What
+  // events told or own operations touched meanwhile is newer. May be asked about in read() and write().
   class Question {
     friend class TreeStore;
     friend struct Impl;
@@ -114,6 +115,7 @@ class TreeStore {
   std::shared_ptr<Question> ask_outside();
   bool told_since(const Question& question, const wire::NodeId& dir, std::string_view name) const;
   bool told_since(const Question& question, const wire::NodeId& node) const;
+  bool overtaken(const Question& question, NodeIndex node) const;  // by an own operation
 
   // What happened in the sandbox below what is loaded before this call is in the mirror, and was told to the
   // listeners, when done(0) runs. By the agent's barrier where it watches, else by a scan.
@@ -127,24 +129,6 @@ class TreeStore {
     EventStream::Position position;
   };
   WatchStatus watch_status() const;
-
-  // One question to the agent about single names, from before it is sent until its answer was applied.
-  class Look {
-   public:
-    ~Look();
-    Look(const Look&) = delete;
-    Look& operator=(const Look&) = delete;
-    // An own operation touched the node meanwhile: the answer may be older. May be called in read() and
-    // write().
-    bool overtaken(NodeIndex node) const;
-
-   private:
-    friend class TreeStore;
-    Look() = default;
-    std::shared_ptr<Impl> impl_;
-    std::uint64_t id_ = 0, began_ = 0;
-  };
-  std::unique_ptr<Look> look();
 
   void add_listener(ChangeListener* listener);
   void remove_listener(ChangeListener* listener);  // no call is running when it returns

@@ -141,8 +141,8 @@ void TreeStore::Impl::apply_changed(const wire::Changed& changed) {
 
 bool TreeStore::Impl::watched_by_directory() {
   base::MutexLock lock(mu);
-  return std::any_of(subtrees.begin(), subtrees.end(), [&](const auto& entry) {
-    return entry.second.watched(generation) && entry.second.watch == wire::WatchKind::kInotify;
+  return std::any_of(subtrees.begin(), subtrees.end(), [agent = generation](const auto& entry) {
+    return entry.second.watched(agent) && entry.second.watch == wire::WatchKind::kInotify;
   });
 }
 
@@ -416,6 +416,9 @@ bool TreeStore::told_since(const Question& question, const wire::NodeId& dir, st
 }
 bool TreeStore::told_since(const Question& question, const wire::NodeId& node) const {
   return impl_->told_since(question.began_, node, {});
+}
+bool TreeStore::overtaken(const Question& question, NodeIndex node) const {
+  return impl_->frozen(node, question.began_);
 }
 
 void TreeStore::barrier(Deadline deadline, Done done) {

@@ -38,6 +38,7 @@ void add_sandbox(CLI::App& parser, App& app);
 void add_mount(CLI::App& parser, App& app);  // mount, unmount
 void add_exec(CLI::App& parser, App& app);
 void add_status(CLI::App& parser, App& app);  // status, flush
+void add_top(CLI::App& parser, App& app);
 void add_doctor(CLI::App& parser, App& app);
 
 }  // namespace nearbox::cli

@@ -5,6 +5,7 @@
 #include "client/api/error_code.h"
 #include "tools/cli/app.h"
 #include "tools/cli/connect.h"
+#include "tools/cli/daemons.h"
 
 namespace nearbox::cli {
 namespace {
@@ -13,20 +14,6 @@ using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 
 constexpr auto kStatusDeadline = 5s;
-
-// Asks every running daemon of this user.
-base::Result<nlohmann::json> all_status() {
-  auto layouts = daemon::all_layouts();
-  if (!layouts) return std::move(layouts).error();
-  auto daemons = nlohmann::json::array();
-  for (const auto& layout : *layouts) {
-    auto connection = daemon::connect_daemon(layout, Clock::now() + kStatusDeadline);
-    if (!connection) continue;  // none runs there
-    auto answer = daemon::request(**connection, {{"op", "status"}}, Clock::now() + kStatusDeadline);
-    if (answer) daemons.push_back(*std::move(answer));
-  }
-  return nlohmann::json{{"version", NEARBOX_VERSION}, {"daemons", std::move(daemons)}};
-}
 
 void print_daemon(const nlohmann::json& d) {
   const auto link = d.value("link", nlohmann::json::object());
@@ -40,6 +27,11 @@ void print_daemon(const nlohmann::json& d) {
     std::printf("  %s -> %s%s\n", printable(mount.value("mountpoint", "")).c_str(),
                 printable(mount.value("dir", "")).c_str(),
                 mount.value("loading", false) ? "  (still loading)" : "");
+  }
+  for (const auto& program : d.value("programs", nlohmann::json::array())) {
+    if (program.value("refused", 0) == 0) continue;
+    std::printf("  %d reads of %s were refused: [fetch] in the configuration\n", program.value("refused", 0),
+                printable(program.value("name", "")).c_str());
   }
   const auto pending = d.value("pending_operations", 0);
   if (pending > 0) std::printf("  %d operations wait for the sandbox\n", pending);
@@ -107,6 +99,19 @@ int run_flush(App& app, const FlushArgs& args) {
 }
 
 }  // namespace
+
+base::Result<nlohmann::json> all_status() {
+  auto layouts = daemon::all_layouts();
+  if (!layouts) return std::move(layouts).error();
+  auto daemons = nlohmann::json::array();
+  for (const auto& layout : *layouts) {
+    auto connection = daemon::connect_daemon(layout, Clock::now() + kStatusDeadline);
+    if (!connection) continue;  // none runs there
+    auto answer = daemon::request(**connection, {{"op", "status"}}, Clock::now() + kStatusDeadline);
+    if (answer) daemons.push_back(*std::move(answer));
+  }
+  return nlohmann::json{{"version", NEARBOX_VERSION}, {"daemons", std::move(daemons)}};
+}
 
 void add_status(CLI::App& parser, App& app) {
   auto* status = parser.add_subcommand("status", "What is mounted and how the sandboxes are reached");

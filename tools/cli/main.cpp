@@ -54,6 +54,7 @@ int run(int argc, char** argv) {
   add_mount(parser, app);
   add_exec(parser, app);
   add_status(parser, app);
+  add_top(parser, app);
   add_sandbox(parser, app);
   add_serve(parser, app);
   add_doctor(parser, app);

@@ -18,6 +18,7 @@
 #include "fs/fuse/mount_session.h"
 #include "sync/engine/event_stream.h"
 #include "sync/engine/tree_store.h"
+#include "tools/daemon/metrics.h"
 #include "tools/daemon/sync_call.h"
 #include "tools/daemon/up_watch.h"
 #include "tools/daemon/waiter.h"
@@ -51,18 +52,6 @@ struct ForgetBytes : sync::ChangeListener {
   }
   fs::BlockCache& cache;
 };
-
-const char* kind_name(wire::WatchKind kind) {
-  switch (kind) {
-    case wire::WatchKind::kFanotify:
-      return "fanotify";
-    case wire::WatchKind::kInotify:
-      return "inotify";
-    case wire::WatchKind::kNone:
-      break;
-  }
-  return "none";
-}
 
 struct Mount {
   std::shared_ptr<fs::MountSession> session;
@@ -120,7 +109,7 @@ base::Error mount_error(base::Error error) {
 }  // namespace
 
 struct Engine::Impl {
-  Impl(std::unique_ptr<Dialer> d, Layout l, std::function<void()> idle, base::Logger& g)
+  Impl(std::unique_ptr<Dialer> d, Layout l, fs::ReadPolicy reads, std::function<void()> idle, base::Logger& g)
       : dialer(std::move(d)),
         layout(std::move(l)),
         on_idle_change(std::move(idle)),
@@ -131,6 +120,7 @@ struct Engine::Impl {
         ops(*link, timers, log, [this] { return tree.root_path(); }),
         cache(*link, fs::tree_hooks(tree, *link, ops, timers)),
         prefetch(tree, cache, *link),
+        readers(std::move(reads)),
         loop(loop_options(), log) {
     link->add_observer(&up);
     ops.attach(events);
@@ -173,6 +163,7 @@ struct Engine::Impl {
   fs::BlockCache cache;
   ForgetBytes forget{cache};
   fs::Prefetcher prefetch;
+  fs::Readers readers;
   fs::FuseLoop loop;
 };
 
@@ -292,7 +283,7 @@ base::Result<nlohmann::json> Engine::Impl::mount(const nlohmann::json& request, 
   options.allow_other = request.value("allow_other", false);
   options.read_only = request.value("read_only", false);
   options.nonempty = request.value("nonempty", false);
-  auto session = loop.mount(options, {tree, ops, cache, *link, timers, &prefetch});
+  auto session = loop.mount(options, {tree, ops, cache, *link, timers, &prefetch, &readers});
   if (!session) return mount_error(std::move(session).error());
   mount.session = *std::move(session);
   const auto made = mount.session;
@@ -403,69 +394,37 @@ void Engine::Impl::schedule_rescan() {
 }
 
 nlohmann::json Engine::Impl::status() {
-  const auto state = link->status();
   auto list = nlohmann::json::array();
   {
     base::MutexLock lock(mu);
     for (const auto& [point, mount] : mounts) {
-      const auto stats = mount.session->stats();
-      list.push_back({{"mountpoint", point},
-                      {"dir", mount.dir},
-                      {"loading", mount.loaded->load() < 0},
-                      {"load_error", std::max(0, mount.loaded->load())},
-                      {"parked_requests", stats.parked},
-                      {"requests", stats.requests},
-                      {"bytes_read", stats.bytes_read},
-                      {"bytes_written", stats.bytes_written}});
+      auto one = metrics::of_mount(mount.session->stats());
+      one.update({{"mountpoint", point},
+                  {"dir", mount.dir},
+                  {"loading", mount.loaded->load() < 0},
+                  {"load_error", std::max(0, mount.loaded->load())}});
+      list.push_back(std::move(one));
     }
   }
-  const auto cached = cache.stats();
-  const auto watch = tree.watch_status();
-  const auto lag = watch.position.newest - std::min(watch.position.newest, watch.position.handled);
-  const auto guessed = prefetch.stats();
-  const auto [nodes, memory] = tree.read(
-      [](const sync::Mirror& mirror) { return std::pair(mirror.node_count(), mirror.memory_bytes()); });
   return {{"target", dialer->describe()},
           {"pid", ::getpid()},
           {"version", NEARBOX_VERSION},
-          {"link",
-           {{"up", state.up},
-            {"rtt_ms", static_cast<double>(state.rtt.count()) / 1000.0},
-            {"bytes_in", state.bytes_in},
-            {"bytes_out", state.bytes_out},
-            {"reconnects", state.reconnects},
-            {"last_error", state.last_error}}},
+          {"link", metrics::of_link(link->status())},
           {"mounts", list},
           {"pending_operations", ops.unacknowledged()},
-          {"watch",
-           {{"kind", kind_name(watch.kind)},
-            {"error", watch.error},
-            {"subtrees", watch.subtrees},
-            {"watched", watch.watched},
-            {"seq", watch.position.handled},
-            {"lag", lag},
-            {"states", watch.changed},
-            {"lost", watch.lost},
-            {"unknown", watch.unknown},
-            {"looking_again", watch.looking_again}}},
-          {"tree", {{"nodes", nodes}, {"memory_bytes", memory}}},
-          {"cache",
-           {{"bytes", cached.bytes},
-            {"fetched", cached.fetched},
-            {"hits", cached.hits},
-            {"misses", cached.misses}}},
-          {"prefetch",
-           {{"asked_bytes", guessed.asked_bytes},
-            {"used_bytes", guessed.used_bytes},
-            {"read_bytes", guessed.read_bytes},
-            {"unforeseen", guessed.unforeseen}}}};
+          {"watch", metrics::of_watch(tree.watch_status())},
+          {"tree", metrics::of_tree(tree)},
+          {"cache", metrics::of_cache(cache.stats())},
+          {"prefetch", metrics::of_prefetch(prefetch.stats())},
+          {"programs", metrics::of_programs(readers.programs())}};
 }
 
 // ---- the public face ------------------------------------------------------------------------
 
-Engine::Engine(std::unique_ptr<Dialer> dialer, Layout layout, std::function<void()> on_idle_change,
-               base::Logger& log)
-    : impl_(std::make_unique<Impl>(std::move(dialer), std::move(layout), std::move(on_idle_change), log)) {}
+Engine::Engine(std::unique_ptr<Dialer> dialer, Layout layout, fs::ReadPolicy reads,
+               std::function<void()> on_idle_change, base::Logger& log)
+    : impl_(std::make_unique<Impl>(std::move(dialer), std::move(layout), std::move(reads),
+                                   std::move(on_idle_change), log)) {}
 Engine::~Engine() { stop(); }
 
 base::Result<void> Engine::wait_up(Deadline deadline) {

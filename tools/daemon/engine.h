@@ -11,6 +11,7 @@
 #include "client/api/agent_link.h"
 #include "client/base/log.h"
 #include "client/base/result.h"
+#include "fs/core/readers.h"
 #include "tools/daemon/dialer.h"
 #include "tools/daemon/layout.h"
 
@@ -25,8 +26,8 @@ class Engine {
   using Deadline = std::chrono::steady_clock::time_point;
 
   // `on_idle_change` is called (any thread) when a mount came or went.
-  Engine(std::unique_ptr<Dialer> dialer, Layout layout, std::function<void()> on_idle_change,
-         base::Logger& log);
+  Engine(std::unique_ptr<Dialer> dialer, Layout layout, fs::ReadPolicy reads,
+         std::function<void()> on_idle_change, base::Logger& log);
   ~Engine();
 
   // Waits until the agent answers. A first attempt that fails ends the wait with its error; a link

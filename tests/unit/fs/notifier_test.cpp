@@ -19,7 +19,10 @@ using namespace std::chrono_literals;
 
 class Kernel : public KernelNotify {
  public:
-  void inode(Ino ino, bool data) override { add("i" + std::to_string(ino) + (data ? "d" : "a")); }
+  bool inode(Ino ino, bool data) override {
+    add("i" + std::to_string(ino) + (data ? "d" : "a"));
+    return ino != unknown;
+  }
   void entry(Ino parent, const std::string& name) override {
     if (stuck && stuck(parent)) {
       std::unique_lock lock(mu);
@@ -50,6 +53,7 @@ class Kernel : public KernelNotify {
   std::mutex mu;
   std::vector<std::string> sent;
   bool has_epoch = false;
+  std::atomic<Ino> unknown{0};
   std::function<bool(Ino)> stuck;
   std::condition_variable freed;
   bool free = false;
@@ -114,6 +118,28 @@ TEST_F(NotifierTest, WhatAParkedRequestHoldsWaitsForItsAnswer) {
   notifier.idle(1);
   ASSERT_TRUE(idle(notifier));
   EXPECT_TRUE(kernel.all().contains("e1n"));
+}
+
+TEST_F(NotifierTest, AnInodeThatIsOnItsWayToTheKernelIsToldAgain) {
+  std::atomic<bool> given{true};
+  source.referenced = [&](Ino) { return given.load(); };
+  Notifier notifier(kernel, source);
+  kernel.unknown = 5;
+  notifier.attr(5);
+  notifier.attr(6);
+  EXPECT_TRUE(eventually([&] { return kernel.all().count("i5a") > 2; }));
+  EXPECT_FALSE(notifier.wait_idle(std::chrono::steady_clock::now()));
+  notifier.data(5);  // both in one, sooner or later
+  kernel.unknown = 0;
+  ASSERT_TRUE(idle(notifier));
+  EXPECT_TRUE(kernel.all().contains("i5d"));
+  // One that was given back, or is about to be, is nobody's business.
+  kernel.unknown = 7;
+  notifier.attr(7);
+  EXPECT_TRUE(eventually([&] { return kernel.all().contains("i7a"); }));
+  given = false;
+  ASSERT_TRUE(idle(notifier));
+  EXPECT_EQ(kernel.all().count("i6a"), 1u);
 }
 
 TEST_F(NotifierTest, ThoseStuckInTheKernelDoNotHoldUpOthers) {

@@ -203,6 +203,23 @@ TEST_F(ConfigTest, UnusableValuesNameTheirVariable) {
   }
 }
 
+TEST_F(ConfigTest, TablesOfSettings) {
+  project("[fetch]\ndeny = [\"updatedb\", \"tracker-*\"]\nmax_per_hour = \"2GB\"\n");
+  const Config config = load();
+  EXPECT_EQ(config.fetch_deny, (std::vector<std::string>{"updatedb", "tracker-*"}));
+  EXPECT_EQ(config.fetch_max_bytes_per_hour, 2'000'000'000u);
+  write("/more.json", R"({"fetch": {"deny": [], "max_per_hour": 1000}})");
+  sources_.config_file = dir_ + "/more.json";
+  EXPECT_TRUE(load().fetch_deny.empty());
+  EXPECT_EQ(load().fetch_max_bytes_per_hour, 1000u);
+  write("/wrong.json", R"({"fetch": {"allow": []}})");
+  sources_.config_file = dir_ + "/wrong.json";
+  const auto unknown = load_config(sources_);
+  ASSERT_FALSE(unknown.ok());
+  EXPECT_NE(unknown.error().message().find("fetch.allow in "), std::string::npos)
+      << unknown.error().message();
+}
+
 TEST_F(ConfigTest, UnknownKeysNameKeyAndFile) {
   project("tempalte = \"x\"\n");
   EXPECT_EQ(failure("arg.unknown"), "unknown argument tempalte in " + dir_ + "/project/nearbox.toml");
