@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/benchmarks.md and its plots from the stored samples in docs/benchmarks/*.json. Nothing is typed in.
+"""Writes docs/benchmarks.md and its plots from the stored samples in docs/benchmarks/*.json. No figure of a table is
+typed in; docs/benchmarks/ROW.md, where there is one, says what a profile showed of a row and stands below it.
 
     tests/bench/report.py [DIRECTORY]
 """
@@ -113,6 +114,9 @@ def section(path, record, plot):
               f"{machine['distribution']}; load before: {record['load_before']}.",
               "* " + "; ".join(f"{k}: {v}" for k, v in record["tools"].items()) + ".",
               f"* Samples: [{path.name}](benchmarks/{path.name})", ""]
+    profile = path.parent / f"{record['row']}.md"
+    if profile.exists():
+        lines += [profile.read_text(encoding="utf-8").strip(), ""]
     return lines
 
 
