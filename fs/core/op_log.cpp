@@ -40,6 +40,39 @@ std::uint64_t name_key(const wire::NodeId& dir, std::string_view name) {
   return mix(node_key(dir) ^ std::hash<std::string_view>{}(name)) | 2;
 }
 
+void DirRenames::begin(std::function<void()> go) {
+  {
+    MutexLock lock(mu_);
+    if (holders_ > 0 && waiting_.size() < kMaxWaitingRenames) {
+      waiting_.push_back(std::move(go));
+      return;
+    }
+    pending_.fetch_add(1);
+  }
+  go();
+}
+
+void DirRenames::hold() {
+  MutexLock lock(mu_);
+  ++holders_;
+}
+
+void DirRenames::release() {
+  std::vector<std::function<void()>> go;
+  {
+    MutexLock lock(mu_);
+    if (--holders_ > 0) return;
+    go.swap(waiting_);
+    pending_.fetch_add(go.size());
+  }
+  for (const auto& fn : go) fn();
+}
+
+std::size_t DirRenames::waiting() const {
+  MutexLock lock(mu_);
+  return waiting_.size();
+}
+
 class OpLog::Impl final : public api::LinkObserver, public std::enable_shared_from_this<OpLog::Impl> {
  public:
   Impl(api::AgentLink& link, base::Timers& timers, base::Logger& log, RootPath root_path,

@@ -8,9 +8,11 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "client/api/agent_link.h"
 #include "client/base/log.h"
+#include "client/base/mutex.h"
 #include "client/base/timers.h"
 #include "fs/core/inode_table.h"
 #include "sync/engine/event_stream.h"
@@ -27,24 +29,35 @@ struct OpLogOptions {
 };
 
 // Renames of directories by us, over all sessions of one tree. While one is under way a path may be wrong by
-// the time it arrives, so a failure then is no statement about the file.
+// the time it arrives, so a failure then is no statement about the file. An operation that they overtook
+// again and again holds new ones back until it is done: it would never arrive else.
 //
-// Threads: any.
+// Threads: any. `go` of begin() runs there or in release(), without a lock.
+// Bounds:  kMaxWaitingRenames wait; one more is not held back.
 class DirRenames {
  public:
-  void begin() { pending_.fetch_add(1); }
+  // Counts the rename and runs `go`, which sends it: now, or when nothing holds renames back.
+  void begin(std::function<void()> go) EXCLUDES(mu_);
   void end() {  // after the mirror was brought up to date
     epoch_.fetch_add(1);
     pending_.fetch_sub(1);
   }
+  void hold() EXCLUDES(mu_);
+  void release() EXCLUDES(mu_);
+  std::size_t waiting() const EXCLUDES(mu_);
+
   std::uint64_t epoch() const { return epoch_.load(); }
-  // None was under way at any time since epoch() was `epoch`.
+  // None was under way at any time since epoch() was `epoch`. One that waits is not under way.
   bool quiet_since(std::uint64_t epoch) const { return pending_.load() == 0 && epoch_.load() == epoch; }
 
  private:
   std::atomic<std::uint64_t> epoch_{0};
   std::atomic<std::uint64_t> pending_{0};
+  mutable base::Mutex mu_;  // leaf
+  std::size_t holders_ GUARDED_BY(mu_) = 0;
+  std::vector<std::function<void()>> waiting_ GUARDED_BY(mu_);
 };
+inline constexpr std::size_t kMaxWaitingRenames = 1024;
 
 // The ordered record of everything the local side does to the sandbox.
 //

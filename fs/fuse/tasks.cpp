@@ -13,7 +13,8 @@ using sync::NodeIndex;
 
 namespace {
 constexpr int kMaxAttempts = 64;  // a file whose directories are renamed all the time
-}
+constexpr int kPatience = 3;      // attempts after which further renames wait for it
+}  // namespace
 
 struct Session::Running {
   Task task;
@@ -24,7 +25,8 @@ struct Session::Running {
   std::vector<int> attempt GUARDED_BY(mu);          // the submission of op i that counts
   std::vector<std::uint64_t> epoch GUARDED_BY(mu);  // of DirRenames, before op i's paths were made
   std::vector<bool> replied GUARDED_BY(mu);
-  int error GUARDED_BY(mu) = 0;  // the first
+  std::vector<bool> holds GUARDED_BY(mu);  // op i holds DirRenames back
+  int error GUARDED_BY(mu) = 0;            // the first
   wire::OpDone last GUARDED_BY(mu);
 };
 
@@ -38,6 +40,7 @@ void Session::run(Request request, Task task) {
     running->unapplied = running->unreplied = count;
     running->attempt.assign(count, 0);
     running->replied.assign(count, false);
+    running->holds.assign(count, false);
     running->epoch.assign(count, services_.log.dir_renames().epoch());
   }
   running->task = std::move(task);
@@ -51,8 +54,11 @@ void Session::run(Request request, Task task) {
   for (const auto* changed : {&running->task.dirs, &running->task.nodes}) {
     for (const auto node : *changed) services_.tree.begin_operation(node);
   }
-  if (running->task.renames_directory) services_.log.dir_renames().begin();
-  for (std::size_t i = 0; i < count; ++i) submit(running, i, 0);
+  const auto send = [self = shared_from_this(), running, count] {
+    for (std::size_t i = 0; i < count; ++i) self->submit(running, i, 0);
+  };
+  if (!running->task.renames_directory) return send();
+  services_.log.dir_renames().begin(send);
 }
 
 void Session::submit(const std::shared_ptr<Running>& running, std::size_t i, int attempt) {
@@ -70,19 +76,24 @@ bool Session::send_again(const std::shared_ptr<Running>& running, std::size_t i,
   Task& task = running->task;
   if (!task.locate || attempt >= kMaxAttempts) return false;
   if (done.error != ESTALE && done.error != ENOENT && done.error != ENOTDIR) return false;
-  const auto& renames = services_.log.dir_renames();
+  auto& renames = services_.log.dir_renames();
   const auto epoch = renames.epoch();
   wire::Op& op = task.ops[i];
   const auto path = op.path;
   const auto path2 = op.path2;
   if (!task.locate(op)) return false;
+  bool hold = false;
   {
     base::MutexLock lock(running->mu);
     const bool moved = op.path != path || op.path2 != path2 || !renames.quiet_since(running->epoch[i]);
     if (!moved) return false;
     running->epoch[i] = epoch;
     running->attempt[i] = attempt + 1;
+    hold = attempt + 1 >= kPatience && !running->holds[i];
+    if (hold) running->holds[i] = true;
   }
+  // Where the renames answer faster than we send again, they would overtake it each time.
+  if (hold) renames.hold();
   submit(running, i, attempt + 1);
   return true;
 }
@@ -92,9 +103,11 @@ void Session::applied(const std::shared_ptr<Running>& running, std::size_t i, in
   if (done.error != 0 && send_again(running, i, attempt, done)) return;
   Task& task = running->task;
   bool last = false;
+  bool held = false;
   {
     base::MutexLock lock(running->mu);
     last = --running->unapplied == 0;
+    held = running->holds[i];
   }
   // The kernel learns of the change from the answer, unless the request was answered with an error before.
   const bool parked = parked_.contains(running->id);
@@ -105,6 +118,7 @@ void Session::applied(const std::shared_ptr<Running>& running, std::size_t i, in
       parked ? this : nullptr);
   if (parked && !parked_.contains(running->id)) tell_own_kernel(task);  // answered meanwhile
   if (done.error == 0 && task.after) task.after(done);
+  if (held) services_.log.dir_renames().release();
   if (!last) return;
   for (const auto* changed : {&task.dirs, &task.nodes}) {
     for (const auto node : *changed) services_.tree.end_operation(node);

@@ -187,6 +187,33 @@ TEST_F(MountTest, OpenFilesFollowTheirDirectory) {
   EXPECT_EQ(listing(mnt), listing(src));
 }
 
+TEST_F(MountTest, RenamesOfDirectoriesWaitForWhatTheyOvertook) {
+  stdfs::create_directories(src + "/a/deep");
+  spill(src + "/a/deep/f", "");
+  start();
+  ASSERT_NE(world->mount(mnt), nullptr);
+  const base::UniqueFd fd(::open((mnt + "/a/deep/f").c_str(), O_RDWR | O_CLOEXEC));
+  DirRenames& renames = world->ops->dir_renames();
+  renames.hold();
+  std::jthread mover([&] { EXPECT_EQ(::rename((mnt + "/a").c_str(), (mnt + "/b").c_str()), 0) << errno; });
+  EXPECT_TRUE(eventually([&] { return renames.waiting() == 1; }));
+  EXPECT_EQ(::pwrite(fd.get(), "text", 4, 0), 4) << errno;
+  EXPECT_EQ(slurp(src + "/a/deep/f"), "text");
+  renames.release();
+  mover.join();
+  EXPECT_EQ(slurp(src + "/b/deep/f"), "text");
+  // One that fails each time, as far as can be told because of a rename, holds back no longer than it lives.
+  renames.begin([] {});
+  stdfs::rename(src + "/b", src + "/c");
+  EXPECT_EQ(::pwrite(fd.get(), "more", 4, 0), -1);
+  EXPECT_EQ(errno, ENOENT);
+  renames.end();
+  stdfs::rename(src + "/c", src + "/b");
+  EXPECT_EQ(::rename((mnt + "/b").c_str(), (mnt + "/a").c_str()), 0) << errno;
+  EXPECT_EQ(::pwrite(fd.get(), "more", 4, 4), 4) << errno;
+  EXPECT_EQ(slurp(src + "/a/deep/f"), "textmore");
+}
+
 TEST_F(MountTest, NumericOwnersAreTheSandboxs) {
   if (::geteuid() != 0) GTEST_SKIP() << "numbers of others need root";
   start();

@@ -261,5 +261,39 @@ TEST_F(OpLogTest, CloseEndsEverything) {
   EXPECT_EQ(errors, (std::vector<int>{ESHUTDOWN, ESHUTDOWN}));
 }
 
+TEST(DirRenames, WaitUntilNobodyHoldsThemBack) {
+  DirRenames renames;
+  int sent = 0;
+  const auto epoch = renames.epoch();
+  renames.hold();
+  renames.hold();
+  renames.begin([&] { ++sent; });
+  renames.begin([&] { ++sent; });
+  EXPECT_EQ(sent, 0);
+  EXPECT_EQ(renames.waiting(), 2u);
+  EXPECT_TRUE(renames.quiet_since(epoch));  // nothing is on its way
+  renames.release();
+  EXPECT_EQ(sent, 0);
+  renames.release();
+  EXPECT_EQ(sent, 2);
+  EXPECT_EQ(renames.waiting(), 0u);
+  EXPECT_FALSE(renames.quiet_since(epoch));
+  renames.end();
+  renames.end();
+  EXPECT_TRUE(renames.quiet_since(renames.epoch()));
+  renames.begin([&] { ++sent; });
+  EXPECT_EQ(sent, 3);
+}
+
+TEST(DirRenames, TooManyAreNotHeldBack) {
+  DirRenames renames;
+  std::size_t sent = 0;
+  renames.hold();
+  for (std::size_t i = 0; i <= kMaxWaitingRenames; ++i) renames.begin([&] { ++sent; });
+  EXPECT_EQ(sent, 1u);
+  renames.release();
+  EXPECT_EQ(sent, kMaxWaitingRenames + 1);
+}
+
 }  // namespace
 }  // namespace nearbox::fs
