@@ -71,7 +71,8 @@ def describe_tree(tree):
     if "directories" in tree:
         return (f"`{tree['name']}`: {tree['files']} files, {tree['directories']} directories, {tree['symlinks']} symlinks, "
                 f"{tree['bytes'] / 1e6:.0f} MB, digest {tree['digest']}")
-    return f"`{tree['name']}`: {tree['files']} files of {tree['bytes_each'] / 1e6:.0f} MB"
+    each = f" of {tree['bytes_each'] / 1e6:.0f} MB" if "bytes_each" in tree else ""
+    return f"`{tree['name']}`: {tree['files']} files{each}"
 
 
 def table(record):
