@@ -153,8 +153,9 @@ class Nearbox:
     States: first() (a new sandbox without agent), attach (an agent, no daemon) and warm (hold() keeps the daemon).
     """
 
-    def __init__(self, wan, home, binaries):
+    def __init__(self, wan, home, binaries, data=None):
         self.wan, self.home = wan, os.path.join(home, "nearbox")
+        data = data or os.path.join(self.home, "data")  # the server's own files
         self.nearbox = str(binaries / "nearbox")
         self.held = None
         self.sandbox = None
@@ -165,7 +166,7 @@ class Nearbox:
                         XDG_RUNTIME_DIR=os.path.join(self.home, "run"),
                         XDG_CONFIG_HOME=os.path.join(self.home, "config"))
         self.server = wan.server.popen(self.nearbox, "serve", "--listen", f"{wan.server.address}:0", "--data",
-                                       os.path.join(self.home, "data"), "--no-isolation", "--json", env=self.env,
+                                       data, "--no-isolation", "--json", env=self.env,
                                        stdout=subprocess.PIPE, stderr=open(os.path.join(self.home, "serve.log"), "wb"))
         info = json.loads(first_line(self.server, "nearbox serve"))
         self.env.update(E2B_API_URL=info["api_url"], E2B_SANDBOX_URL=info["sandbox_url"], E2B_API_KEY=info["api_key"])

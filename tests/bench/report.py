@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/benchmarks.md and its plots from the stored samples in docs/benchmarks/*.json. Nothing is typed in.
+"""Writes docs/benchmarks.md and its plots from the stored samples in docs/benchmarks/*.json. No figure of a table is
+typed in; docs/benchmarks/ROW.md, where there is one, says what a profile showed of a row and stands below it.
 
     tests/bench/report.py [DIRECTORY]
 """
@@ -12,6 +13,7 @@ import statistics
 import sys
 
 WIDTH, LEFT, RIGHT, BAR, GAP, TOP = 820, 250, 110, 22, 14, 44
+SMALLEST = 1e-6  # what a logarithmic scale shows of nothing
 
 
 def load(directory):
@@ -26,14 +28,21 @@ def load(directory):
     return [newest[key] for key in sorted(newest)]
 
 
-def seconds(contender, part="seconds"):
+def main_of(record):
+    """What a sample's main value is called, and its unit; the first records were all of seconds."""
+    return record.get("key", "seconds"), record.get("unit", "s")
+
+
+def values_of(contender, part):
     return [s[part] for s in contender["samples"] if part in s]
 
 
 def ratio(record, name, reference):
     """Median over the rounds of name ÷ reference: both of a round met the same machine. None: not measured."""
-    found = {c["name"]: seconds(c) for c in record["contenders"]}
+    found = {c["name"]: values_of(c, main_of(record)[0]) for c in record["contenders"]}
     if not found.get(name) or not found.get(reference):
+        return None
+    if not all(found[reference]):
         return None
     return statistics.median(a / b for a, b in zip(found[name], found[reference]))
 
@@ -70,19 +79,22 @@ def describe_tree(tree):
     if "directories" in tree:
         return (f"`{tree['name']}`: {tree['files']} files, {tree['directories']} directories, {tree['symlinks']} symlinks, "
                 f"{tree['bytes'] / 1e6:.0f} MB, digest {tree['digest']}")
-    return f"`{tree['name']}`: {tree['files']} files of {tree['bytes_each'] / 1e6:.0f} MB"
+    each = f" of {tree['bytes_each'] / 1e6:.0f} MB" if "bytes_each" in tree else ""
+    return f"`{tree['name']}`: {tree['files']} files{each}"
 
 
 def table(record):
-    parts = sorted({k for c in record["contenders"] for s in c["samples"] for k in s} - {"seconds"})
-    head = ["", "median s", "min", "max", "n", f"÷ {record['reference']}", "÷ fastest nearbox",
-            *(f"{p} s" for p in parts)]
+    key, unit = main_of(record)
+    parts = sorted({k for c in record["contenders"] for s in c["samples"] for k in s} - {key})
+    in_unit = " s" if unit == "s" else ""
+    head = ["", f"median {unit}", "min", "max", "n", f"÷ {record['reference']}", "÷ fastest nearbox",
+            *(p if " " in p else f"{p}{in_unit}" for p in parts)]
     ours = [c for c in record["contenders"] if c["name"].startswith("nearbox") and c["samples"]]
-    best = min(ours, key=lambda c: statistics.median(seconds(c)))["name"] if ours else None
+    best = min(ours, key=lambda c: statistics.median(values_of(c, key)))["name"] if ours else None
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     notes = []
     for c in record["contenders"]:
-        values = seconds(c)
+        values = values_of(c, key)
         if not values:
             continue
         label = c["label"]
@@ -92,7 +104,7 @@ def table(record):
         cells = [label, number(statistics.median(values)), number(min(values)), number(max(values)), str(len(values)),
                  number(ratio(record, c["name"], record["reference"])),
                  number(ratio(record, c["name"], best)) if best else ""]
-        cells += [number(statistics.median(seconds(c, p))) if seconds(c, p) else "" for p in parts]
+        cells += [number(statistics.median(values_of(c, p))) if values_of(c, p) else "" for p in parts]
         lines.append("| " + " | ".join(cells) + " |")
     return lines, notes
 
@@ -113,18 +125,23 @@ def section(path, record, plot):
               f"{machine['distribution']}; load before: {record['load_before']}.",
               "* " + "; ".join(f"{k}: {v}" for k, v in record["tools"].items()) + ".",
               f"* Samples: [{path.name}](benchmarks/{path.name})", ""]
+    profile = path.parent / f"{record['row']}.md"
+    if profile.exists():
+        lines += [profile.read_text(encoding="utf-8").strip(), ""]
     return lines
 
 
 def plot(record):
     """An SVG: a bar a contender at its median, a dot a sample, on a logarithmic scale."""
+    key, unit = main_of(record)
     shown = [c for c in record["contenders"] if c["samples"]]
-    values = [v for c in shown for v in seconds(c)]
+    values = [max(v, SMALLEST) for c in shown for v in values_of(c, key)]
     low = 10 ** math.floor(math.log10(min(values)) - 0.15)
     high = 10 ** math.ceil(math.log10(max(values)) + 0.05)
     span = math.log10(high / low)
 
     def x(value):
+        value = max(value, SMALLEST)
         return LEFT + (WIDTH - LEFT - RIGHT) * math.log10(value / low) / span
 
     bottom = TOP + len(shown) * (BAR + GAP)
@@ -136,17 +153,17 @@ def plot(record):
     for exponent in range(round(math.log10(low)), round(math.log10(high)) + 1):
         at = x(10.0 ** exponent)
         out.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{TOP - 8}" y2="{bottom}" stroke="#dddddd"/>')
-        out.append(f'<text x="{at:.1f}" y="{bottom + 18}" text-anchor="middle" fill="#555555">{10.0 ** exponent:g} s</text>')
+        out.append(f'<text x="{at:.1f}" y="{bottom + 18}" text-anchor="middle" fill="#555555">{10.0 ** exponent:g} {unit}</text>')
     for i, c in enumerate(shown):
         y = TOP + i * (BAR + GAP)
-        median = statistics.median(seconds(c))
+        median = statistics.median(values_of(c, key))
         fill = "#3b7dd8" if c["name"].startswith("nearbox") else "#a9b4c0"
         label = c["label"].replace("\\|", "|") + (" (scaled)" if c.get("scaled") else "")
         out.append(f'<text x="{LEFT - 8}" y="{y + 16}" text-anchor="end">{html.escape(label)}</text>')
         out.append(f'<rect x="{LEFT}" y="{y}" width="{x(median) - LEFT:.1f}" height="{BAR}" fill="{fill}"/>')
-        for v in seconds(c):
+        for v in values_of(c, key):
             out.append(f'<circle cx="{x(v):.1f}" cy="{y + BAR / 2}" r="3" fill="none" stroke="#1c2733"/>')
-        out.append(f'<text x="{max(map(x, seconds(c))) + 8:.1f}" y="{y + 16}">{number(median)} s</text>')
+        out.append(f'<text x="{max(map(x, values_of(c, key))) + 8:.1f}" y="{y + 16}">{number(median)} {unit}</text>')
     return "\n".join([*out, "</svg>", ""])
 
 
@@ -157,7 +174,7 @@ def write(directory):
              "", "```sh", "tests/bench/run.py", "```", "",
              "Every figure is of one run on one machine whose link is made by `nearbox-netdelay` (delay, rate and queue between two network "
              "namespaces). Contenders take turns, one sample each a round; a ratio is the median over the rounds of the "
-             "two times of the same round. Compare ratios, not seconds: machines differ and are noisy.", ""]
+             "two values of the same round. Compare ratios, not seconds: machines differ and are noisy.", ""]
     wanted = set()
     for path, record in records:
         name = path.with_suffix(".svg").name

@@ -99,7 +99,13 @@ class Contender:
 # ---- a tree's metadata
 
 
-class MountFind:
+class Timed:
+    """What a row without a word of its own has: samples are seconds."""
+
+    key, unit = "seconds", "s"
+
+
+class MountFind(Timed):
     """Mount a tree and list it with every attribute, nothing cached on the client's side."""
 
     name = "mount-find"
@@ -196,7 +202,7 @@ class SshfsFind(Contender):
 # ---- bytes of one large file
 
 
-class BigRead:
+class BigRead(Timed):
     """Read a large file from its begin to its end, cold."""
 
     name = "read-300m"
@@ -209,13 +215,14 @@ class BigRead:
 
     def __init__(self, context):
         self.root, self.names = trees.big_files(context.cache, context.options.rounds + context.options.warmup)
-        self.tree = {"name": "big", "files": len(self.names), "bytes_each": trees.BIG_BYTES}
+        self.bytes = trees.BIG_BYTES
+        self.tree = {"name": "big", "files": len(self.names), "bytes_each": self.bytes}
 
     def contenders(self, context):
         return [Curl(context, self), NearboxRead(context, self), SshfsRead(context, self)]
 
 
-def read_whole(path, source):
+def read_whole(path, source, size):
     """Reads a file as a program would; checks size and samples of content against the source."""
     start = time.monotonic()
     buffer = bytearray(READ_BYTES)
@@ -226,10 +233,10 @@ def read_whole(path, source):
                 first = time.monotonic()
             got += n
     end = time.monotonic()
-    if got != trees.BIG_BYTES:
-        raise BenchError(f"read {got} bytes, not {trees.BIG_BYTES}")
+    if got != size:
+        raise BenchError(f"read {got} bytes, not {size}")
     with open(path, "rb", buffering=0) as a, open(source, "rb", buffering=0) as b:
-        for offset in (0, trees.BIG_BYTES // 3, trees.BIG_BYTES - 4096):
+        for offset in (0, size // 3, size - 4096):
             if os.pread(a.fileno(), 4096, offset) != os.pread(b.fileno(), 4096, offset):
                 raise BenchError(f"wrong bytes at {offset}")
     return {"seconds": end - start, "first_byte": first - start}
@@ -246,7 +253,7 @@ class Curl(Contender):
                                            "%{time_total} %{time_starttransfer} %{size_download}",
                                            self.http.base + self.row.names[number])
         seconds, first, size = done.stdout.split()
-        if int(size) != trees.BIG_BYTES:
+        if int(size) != self.row.bytes:
             raise BenchError(f"curl got {int(size)} bytes")
         return {"seconds": float(seconds), "first_byte": float(first)}
 
@@ -263,7 +270,7 @@ class NearboxRead(Contender):
 
     def sample(self, number):
         name = self.row.names[number]
-        return read_whole(os.path.join(self.point, name), os.path.join(self.row.root, name))
+        return read_whole(os.path.join(self.point, name), os.path.join(self.row.root, name), self.row.bytes)
 
     def finish(self):
         if mounts_below(self.point):
@@ -279,7 +286,7 @@ class SshfsRead(Contender):
 
     def sample(self, number):
         name = self.row.names[number]
-        return read_whole(os.path.join(self.point, name), os.path.join(self.row.root, name))
+        return read_whole(os.path.join(self.point, name), os.path.join(self.row.root, name), self.row.bytes)
 
     def finish(self):
         if mounts_below(self.point):
@@ -293,7 +300,7 @@ GREP_PARTS = ("rxjs", "lodash")
 GREP_WORD = "nothing contains this"
 
 
-class Grep:
+class Grep(Timed):
     """Search every file of two packages: metadata known, no content here."""
 
     name = "grep-small"
@@ -374,9 +381,6 @@ class SshfsGrep(Contender):
         finally:
             ssh.unmount(point)
         return {"seconds": seconds * self.factor}
-
-
-ROWS = {row.name: row for row in (MountFind, BigRead, Grep)}
 
 
 def remove_home(home):

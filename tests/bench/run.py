@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 
+import live_rows
 import report
 import rows
 from peers import version_of
@@ -28,13 +29,14 @@ from wan import ROOT, BenchError, Wan, end_by_signals
 
 RESULTS = ROOT / "docs" / "benchmarks"
 BINARIES = ROOT / "build" / "release" / "bin"
+ROWS = {row.name: row for row in (rows.MountFind, rows.BigRead, rows.Grep, *live_rows.LIVE_ROWS)}
 MIN_ROUNDS = 5
 SCHEMA = 1
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(rows.ROWS), help="comma-separated; default: all")
+    parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated; default: all")
     parser.add_argument("--tree", default="app", choices=("app", "synthetic-50k"))
     parser.add_argument("--link", action="append", help="RTT in ms : rate in Mbit/s; may be repeated; default 50:1000")
     parser.add_argument("--rounds", type=int, default=MIN_ROUNDS)
@@ -48,8 +50,8 @@ def parse_args():
     parser.add_argument("--no-report", action="store_true")
     args = parser.parse_args()
     args.rows = args.rows.split(",")
-    if unknown := [r for r in args.rows if r not in rows.ROWS]:
-        parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(rows.ROWS)}")
+    if unknown := [r for r in args.rows if r not in ROWS]:
+        parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
     args.links = []
     for link in args.link or ["50:1000"]:
         if not re.fullmatch(r"\d+:\d+", link):
@@ -118,18 +120,18 @@ def run_row(row_class, context, args):
         before = context.wan.counters()
         for number in range(args.warmup + args.rounds):
             for contender in contenders:
-                parts = {k: round(v, 5) for k, v in contender.sample(number).items()}
+                parts = {k: round(v, 6) for k, v in contender.sample(number).items()}
                 counted = number >= args.warmup
                 if counted:
                     samples[contender.name].append(parts)
                 print(f"   {'round ' + str(number - args.warmup + 1) if counted else 'warm-up'} {contender.name}: "
-                      f"{parts['seconds']:.3f} s", flush=True)
+                      f"{report.number(parts[row.key])} {row.unit}", flush=True)
         carried = context.wan.stats(before)
     finally:
         for contender in reversed(prepared):
             contender.finish()
     return {"row": row.name, "title": row.title, "method": row.method, "tree": row.tree, "reference": row.reference,
-            "goals": row.goals, "rounds": args.rounds, "warmup_rounds": args.warmup,
+            "goals": row.goals, "key": row.key, "unit": row.unit, "rounds": args.rounds, "warmup_rounds": args.warmup,
             "load_before": round(load, 2), "line_during": carried,
             "contenders": [{"name": c.name, "label": c.label, **c.extra, "samples": samples[c.name]}
                            for c in contenders]}
@@ -144,7 +146,7 @@ def run_link(rtt, rate, args, common):
                   f"(one connection {link['one_connection_mbit']})", flush=True)
             with rows.Context(wan, home, args.cache, args) as context:
                 for name in args.rows:
-                    record = run_row(rows.ROWS[name], context, args)
+                    record = run_row(ROWS[name], context, args)
                     store(args.out, f"{name}-{record['tree']['name']}-{rtt}ms-{rate}mbit",
                           {**common, "link": link, **record})
     finally:

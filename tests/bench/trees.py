@@ -17,8 +17,13 @@ APP_PACKAGES = {
 }
 SYNTHETIC_FILES, SYNTHETIC_DIRS = 50_000, 2_500
 SYNTHETIC_SEED = 20_240_601
+MILLION_FILES, MILLION_DIRS = 1_000_000, 50_000
+COLD_DIRS = 2_000
+REPOSITORY_PACKAGES = ("typescript", "rxjs", "lodash", "webpack", "next")
+NPM_PACKAGES = {"rxjs": "7", "lodash": "4", "typescript": "5", "webpack": "5", "eslint": "8"}
 FIXED_TIME = 1_700_000_000  # mtime of generated files
 BIG_BYTES = 300_000_000
+HUGE_BYTES = 2_000_000_000
 
 
 def describe(root):
@@ -75,7 +80,39 @@ def make_app(root):
         raise BenchError(f"npm install failed: {done.stderr[-1500:]}")
 
 
-TREES = {"app": make_app, "synthetic-50k": make_synthetic}
+def make_million(root):
+    """1,000,000 files in 50,000 directories; empty, since only names and attributes are looked at."""
+    for i in range(MILLION_DIRS):
+        path = os.path.join(root, f"part-{i % 50:02d}", f"package-{i // 50:04d}")
+        os.makedirs(path)
+        for k in range(MILLION_FILES // MILLION_DIRS):
+            os.close(os.open(os.path.join(path, f"module-{i:05d}-{k:02d}.js"), os.O_CREAT | os.O_WRONLY, 0o644))
+
+
+def make_repository(root):
+    """Packages of the tree app, copied and committed."""
+    source = os.path.join(os.path.dirname(root), "app", "node_modules")
+    if not os.path.isdir(source):
+        raise BenchError("the tree app has to be made first: run another row with --tree app")
+    for part in REPOSITORY_PACKAGES:
+        shutil.copytree(os.path.join(source, part), os.path.join(root, part), symlinks=True)
+    for command in (["init", "-q"], ["add", "-A", "-f"],
+                    ["-c", "user.name=bench", "-c", "user.email=bench@localhost", "commit", "-q", "-m", "all"]):
+        subprocess.run(["git", "-c", "safe.directory=*", "-c", "gc.auto=0", "-C", root, *command], check=True)
+
+
+def make_cold(root):
+    """Files of 4 KiB, each in a directory of its own, so that none is another's neighbour."""
+    rng = random.Random(SYNTHETIC_SEED)
+    for i in range(COLD_DIRS):
+        path = os.path.join(root, f"d{i:04d}")
+        os.mkdir(path)
+        with open(os.path.join(path, "file"), "wb") as f:
+            f.write(rng.randbytes(4096))
+
+
+TREES = {"app": make_app, "synthetic-50k": make_synthetic, "synthetic-1m": make_million, "repository": make_repository,
+         "cold": make_cold}
 
 
 def tree(cache, name):
@@ -118,6 +155,48 @@ def big_files(cache, count):
                 pass
         names.append(name)
     return root, names
+
+
+def huge_file(cache):
+    """A file of 2 GB that does not compress. In memory afterwards."""
+    root = os.path.join(cache, "huge")
+    os.makedirs(root, exist_ok=True)
+    path = os.path.join(root, "huge.bin")
+    if not os.path.exists(path) or os.path.getsize(path) != HUGE_BYTES:
+        rng = random.Random(99)
+        with open(path + ".new", "wb") as f:
+            for _ in range(HUGE_BYTES // 1_000_000):
+                f.write(rng.randbytes(1_000_000))
+        os.rename(path + ".new", path)
+    with open(path, "rb", buffering=0) as f:
+        while f.read(1 << 20):
+            pass
+    return root, "huge.bin"
+
+
+def write_npm_project(root):
+    with open(os.path.join(root, "package.json"), "w", encoding="utf-8") as f:
+        json.dump({"name": "bench-build", "version": "1.0.0", "private": True, "dependencies": NPM_PACKAGES}, f, indent=1)
+
+
+def npm_cache(cache):
+    """A cache of npm from which NPM_PACKAGES are installed without a network; made over the network once."""
+    root = os.path.join(cache, "npm-cache")
+    if os.path.isdir(root):
+        return root
+    if not shutil.which("npm"):
+        raise BenchError("npm is missing: install it")
+    project = os.path.join(cache, "npm-project")
+    shutil.rmtree(project, ignore_errors=True)
+    os.makedirs(project)
+    write_npm_project(project)
+    done = subprocess.run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", f"--cache={root}.new"],
+                          cwd=project, capture_output=True, text=True, timeout=1800, check=False)
+    shutil.rmtree(project)
+    if done.returncode != 0:
+        raise BenchError(f"npm install failed: {done.stderr[-1500:]}")
+    os.rename(root + ".new", root)
+    return root
 
 
 def subset(root, wanted_directories):

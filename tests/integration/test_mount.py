@@ -400,6 +400,17 @@ class Mounted(nbtest.Case):
         self.mount(f"{self.box}:{root}", None, "--symlinks", "raw")
         self.assertEqual(self.in_user(lambda: os.readlink(f"{self.mnt}/out")), "/etc/hostname")
 
+    def test_a_mount_that_contains_itself(self):
+        """Where the mountpoint lies in what is mounted, it shows as an empty directory, however late it came."""
+        for i in range(300):
+            os.makedirs(os.path.join(self.dir, "a", str(i), "b"))
+        if self.owner:
+            self.chown_all(self.dir)
+        self.mount(f"{self.box}:{self.home}")
+        wait_for(lambda: not self.nb_json("status")["daemons"][0]["mounts"][0]["loading"], "all is known")
+        self.assertEqual(self.in_user(lambda: os.listdir(os.path.join(self.mnt, "mnt"))), [])
+        self.assertEqual(self.in_user(lambda: len(os.listdir(os.path.join(self.mnt, "dir", "a")))), 300)
+
     def test_nothing_stays(self):
         self.mount(f"{self.box}:{self.dir}")
         self.nb("unmount", self.mnt)

@@ -25,6 +25,7 @@ class MountTable {
 
   bool pseudo_device(std::uint64_t dev) const;
   bool own_mount(const std::string& absolute_path) const { return own_.count(absolute_path) != 0; }
+  bool knows(std::uint64_t dev) const { return pseudo_.count(dev) != 0; }
   bool any_own() const { return !own_.empty(); }
   // The mountpoints below a directory whose file systems hold files and are not ours.
   std::vector<std::string> ordinary_below(const std::string& directory) const;

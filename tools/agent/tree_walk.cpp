@@ -245,6 +245,12 @@ void TreeWalk::expand(const Dir& dir) {
   head.attr = make_attr(*st);
   const bool crossed = !dir.start && head.attr.dev != dir.parent_dev;
   if (crossed) head.flags |= wire::kTreeCrossed;
+  // Mounted since the walk began: what this walk is for may have been mounted below it.
+  if (crossed && !mounts_.knows(head.attr.dev) && MountTable::load().own_mount(absolute(dir.path))) {
+    head.flags |= wire::kTreePseudo;
+    emit(std::move(head), dir.urgent);
+    return;
+  }
   if ((crossed || dir.start) && (mounts_.pseudo_device(head.attr.dev) || pseudo_fs(fd->get()))) {
     head.flags |= wire::kTreePseudo;
     emit(std::move(head), dir.urgent);
