@@ -267,7 +267,7 @@ void BlockCache::Impl::forget() {
 bool BlockCache::Impl::has(const wire::Attr& attr, std::uint64_t offset, std::size_t length) const {
   if (offset >= attr.size || length == 0) return true;
   MutexLock lock(mu_);
-  const auto it = files_.find(wire::NodeId{attr.dev, attr.ino});
+  const auto it = files_.find(wire::identity(attr));
   if (it == files_.end() || !(it->second->stamp == Stamp(attr))) return false;
   const std::uint64_t last = std::min<std::uint64_t>(offset + length, attr.size) - 1;
   for (std::uint64_t number = block_of(offset); number <= block_of(last); ++number) {

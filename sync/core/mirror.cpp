@@ -246,6 +246,8 @@ void Mirror::apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& 
   if (impl_->quiet_dir_changed) changes.push_back({Change::Kind::kListing, kNoNode, dir, {}});
 }
 
+void Mirror::on_emptied(std::function<void(const wire::NodeId& dir)> fn) { impl_->emptied = std::move(fn); }
+
 void Mirror::end_scan(std::uint64_t scan) {
   auto& all = impl_->unfinished;
   all.erase(all.lower_bound({scan, kNoNode}), all.lower_bound({scan + 1, kNoNode}));

@@ -140,6 +140,9 @@ class Mirror {
   void apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& changes,
                    const std::function<bool(NodeIndex node)>& skip = {}, std::uint64_t scan = 0,
                    const Newer* newer = nullptr);
+  // Calls fn, with the lock held, for each directory whose entries went because it lost its name: told names
+  // of it went too, so what is said of it from before has to be looked at again. Set once, before use.
+  void on_emptied(std::function<void(const wire::NodeId& dir)> fn);
   // Forgets the unfinished directories of a stream that ended early.
   void end_scan(std::uint64_t scan);
 

@@ -183,6 +183,8 @@ void Mirror::Impl::clear_tree(NodeIndex top, Changes& changes) {
     auto entries = std::exchange(dir(in).entries, {});
     dir(in).listing = Listing::kComplete;
     if (entries.size() > 0) tell_listing(in, changes);
+    if (emptied && nodes[in].names == 0)
+      emptied({devices.number(nodes[in].device), nodes[in].ino, nodes[in].birth});
     entries.each([&](DentryIndex d) {
       const auto node = dentries[d].node;
       std::string name(name_of(d));

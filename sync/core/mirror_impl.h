@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <string_view>
@@ -107,6 +108,7 @@ struct Mirror::Impl {
   std::uint64_t next_cookie = 3;
   NodeIndex quiet_dir = kNoNode;  // its kListing is told once, by apply_block()
   bool quiet_dir_changed = false;
+  std::function<void(const wire::NodeId&)> emptied;
 
   struct ById {
     Impl& impl;

@@ -191,6 +191,9 @@ bool TreeStore::Impl::with_root(std::function<void(std::uint32_t)> fn) {
 
 TreeStore::TreeStore(api::AgentLink& link, base::Timers& timers, base::Logger& log)
     : impl_(std::make_shared<Impl>(*this, link, timers, log)) {
+  write([impl = impl_.get()](Mirror& mirror, Changes&) {
+    mirror.on_emptied([impl](const wire::NodeId& dir) { impl->told_listing(dir); });
+  });
   link.add_observer(impl_.get());
 }
 

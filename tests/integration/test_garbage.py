@@ -145,10 +145,11 @@ mode, seed = os.environ["NB_BAD"].split(":")
 rng = random.Random(int(seed))
 script = sys.argv[-1]
 build = script.split("h=")[1].split(";")[0]
+version = int(os.environ["NB_VERSION"])
 def out(data):
     os.write(1, data)
 first = f"nearbox-have\nnearbox-agent {build} {'ab' * 32}\n".encode()
-welcome_body = struct.pack("<HQ?QIQ", VERSION, 5, False, 0, 60, 0) + struct.pack("<I", 4) + b"test"
+welcome_body = struct.pack("<HQ?QIQ", version, 5, False, 0, 60, 0) + struct.pack("<I", 4) + b"test"
 welcome = struct.pack("<IBBHI", len(welcome_body), 2, 0, 0, 0) + welcome_body
 try:
     if mode == "garbage-at-once": out(rng.randbytes(100000))
@@ -185,6 +186,7 @@ class FromTheSandbox(nbtest.Case):
 
     def refused(self, mode, *texts, name="docker:bad", seed=SEED, timeout=4):
         self.env["NB_BAD"] = f"{mode}:{seed}"
+        self.env["NB_VERSION"] = str(VERSION)
         begun = time.monotonic()
         done = self.nb("exec", "docker:bad", "--connect-timeout", str(timeout), "--", "true", code=125, timeout=60)
         self.check(done.stderr.decode(errors="replace"), (name, *texts))
