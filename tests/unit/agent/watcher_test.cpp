@@ -382,6 +382,35 @@ TEST_P(WatcherTest, NobodyWatchesAnyMore) {
   act([&] { put(*this / "f", "watched again"); });
 }
 
+// Directories that were pushed out of the table of places are found again by what waits in them.
+TEST_P(WatcherTest, MoreDirectoriesThanAreRemembered) {
+  client.reset();
+  Watcher small(log, Versions::process(), 64);
+  constexpr int kDirectories = 1500;
+  const auto at = [&](int i) { return *this / ("d" + std::to_string(i % 10) + "/e" + std::to_string(i)); };
+  for (int i = 0; i < kDirectories; ++i) {
+    fs::create_directories(at(i));
+    put(at(i) + "/f", "f");
+  }
+  test::Client one(small, top);
+  ASSERT_EQ(one.reply.kind, GetParam().kind);
+  for (const mode_t mode : {0600U, 0640U}) {
+    ASSERT_TRUE(other([&] {
+      for (int i = 0; i < kDirectories; ++i) ::chmod((at(i) + "/f").c_str(), mode);
+      for (int i = 0; i < kDirectories; ++i) put(at(i) + "/g", std::to_string(mode));
+    }));
+    one.settle();
+    ASSERT_EQ(one.model->differences(), "");
+  }
+  ASSERT_TRUE(other([&] {
+    for (int i = 0; i < kDirectories; i += 2) fs::remove_all(at(i));
+    for (int i = 0; i < kDirectories; i += 4) fs::create_directories(at(i) + "/again/deep");
+  }));
+  one.settle();
+  EXPECT_EQ(one.model->differences(), "");
+  EXPECT_EQ(one.model->losts, 0U);
+}
+
 // What this agent does itself is no event; the others are told by op_applied(), the maker only when a look
 // ran beside it.
 TEST_P(WatcherTest, OwnOperations) {

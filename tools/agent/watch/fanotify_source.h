@@ -7,14 +7,14 @@
 #include <unordered_map>
 #include <vector>
 
+#include "tools/agent/watch/dir_table.h"
 #include "tools/agent/watch/node_hash.h"
 #include "tools/agent/watch/source.h"
 
 namespace nearbox::agent {
 
 inline constexpr std::size_t kMaxFileSystems = 64;
-inline constexpr std::size_t kMaxDirs = 64 * 1024;  // whose place is remembered; past it all are forgotten
-inline constexpr std::size_t kMaxLevels = 2048;     // PATH_MAX allows no deeper directory
+inline constexpr std::size_t kMaxLevels = 2048;  // PATH_MAX allows no deeper directory
 inline constexpr std::size_t kReadBuffer = 128 * 1024;
 inline constexpr std::chrono::milliseconds kPairWithin{100};  // MOVED_FROM and its MOVED_TO
 
@@ -29,7 +29,7 @@ inline constexpr std::chrono::milliseconds kPairWithin{100};  // MOVED_FROM and 
 //          file systems without handles or an identity (overlayfs, FUSE, btrfs subvolumes).
 class FanotifySource final : public WatchSource {
  public:
-  FanotifySource(base::UniqueFd group, bool targets);
+  FanotifySource(base::UniqueFd group, bool targets, std::size_t max_dirs);
 
   wire::WatchKind kind() const override { return wire::WatchKind::kFanotify; }
   int fd() const override { return group_.get(); }
@@ -39,6 +39,8 @@ class FanotifySource final : public WatchSource {
   std::uint64_t directories() const override { return 0; }
   std::size_t read(HintSink& sink) override;
   std::size_t queued() override;
+  void recall(wire::NodeId dir, const HandleRef& place) override;
+  HandleRef place_of(wire::NodeId dir) override;
   base::UniqueFd open_dir(wire::NodeId dir) override;
   RootSet roots_of(wire::NodeId dir) override;
   std::optional<Stat> target(std::string_view handle) override;
@@ -51,13 +53,7 @@ class FanotifySource final : public WatchSource {
     dev_t dev = 0;
     Fsid fsid{};
   };
-  struct Dir {
-    wire::NodeId node;
-    std::string key;
-    wire::NodeId parent;
-    bool parent_known = false;
-    std::uint32_t generation = 0;
-  };
+  using Dir = DirTable::Dir;
   struct Place {
     std::string dir;        // key; empty: none
     std::string_view name;  // in the buffer
@@ -70,10 +66,9 @@ class FanotifySource final : public WatchSource {
 
   base::Result<Fs*> mark(int dir);
   base::UniqueFd open_handle(const std::string& key, int flags) const;
-  Dir* keep(wire::NodeId node, std::string key);
   Dir* dir_of_fd(int fd);
   Dir* dir_of_key(const std::string& key);
-  wire::NodeId parent_of(Dir& dir);
+  wire::NodeId parent_of(const Dir& dir);
   static Records parse(const char* at, const char* end);
   void take(const struct fanotify_event_metadata& event, const Records& records, HintSink& sink);
   void moved(const Records& records);
@@ -85,8 +80,7 @@ class FanotifySource final : public WatchSource {
   const std::int32_t self_;
   std::vector<char> buffer_;
   std::vector<std::unique_ptr<Fs>> file_systems_;
-  std::unordered_map<wire::NodeId, std::unique_ptr<Dir>, NodeHash> dirs_;
-  std::unordered_map<std::string, Dir*> by_key_;
+  DirTable dirs_;
   std::vector<wire::NodeId> roots_;  // by index
   std::unordered_map<wire::NodeId, RootSet, NodeHash> root_nodes_;
   std::uint32_t generation_ = 0;      // moves of directories that could not be told

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <string>
 #include <string_view>
 
 #include "client/wire/messages.h"
@@ -17,12 +19,16 @@ enum HintFlags : std::uint32_t {
   kHintListing = 32,  // names came or went: the directory's own attributes changed as well
 };
 
+// A directory by the kernel's handle, as its source keys it; shared by the names that wait in it.
+using HandleRef = std::shared_ptr<const std::string>;
+
 // What the kernel said of a name, or with an empty name of a node itself. A reason to look, no more.
 struct Hint {
   wire::NodeId dir;  // {0, 0} with an empty name: the node of `target`, whatever its name
   std::string_view name;
   std::uint32_t flags = kHintLook;
   std::string_view target;  // the kernel's handle of the node that changed, where it gave one
+  HandleRef place;          // that of `dir`: the source may have forgotten it when the name is looked at
 };
 
 }  // namespace nearbox::agent

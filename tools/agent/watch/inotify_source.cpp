@@ -189,7 +189,7 @@ std::size_t InotifySource::read(HintSink& sink) {
   const auto ahead = deferred_.empty() ? 0U : 1U;
   const auto got = pull();
   settle_moves();
-  for (const auto& hint : deferred_) sink.hint({hint.dir, hint.name, hint.flags, {}});
+  for (const auto& hint : deferred_) sink.hint({hint.dir, hint.name, hint.flags, {}, {}});
   deferred_.clear();
   if (std::exchange(overflow_, false)) sink.overflow("the kernel's queue");
   if (std::exchange(check_roots_, false)) sink.check_roots();

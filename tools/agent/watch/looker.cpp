@@ -57,6 +57,7 @@ void Looker::look(WatchSource& source, std::vector<Item>::iterator from, std::ve
     }
     return;
   }
+  for (auto it = from; it != to; ++it) source.recall(it->dir, it->place);
   const auto roots = source.roots_of(from->dir);
   const auto fd = roots.none() ? base::UniqueFd() : source.open_dir(from->dir);
   for (auto it = from; it != to; ++it) {
@@ -181,7 +182,7 @@ bool Looker::list_one(WatchSource& source, Listing& listing, const std::string& 
       const std::string name = found->d_name;
       if (name == "." || name == ".." || own_mount(number, name)) continue;
       if (++listing.names > kMaxFreshNames) return false;
-      Item item{dir, name, 0, {}};
+      Item item{dir, name, 0, {}, {}};
       if (auto waiting = names_.take_name(dir, name, Clock::now())) item = std::move(*waiting);
       item.flags &= ~static_cast<std::uint32_t>(kHintFresh);
       item.flags |= kHintBorn;  // what became of it elsewhere, nobody told

@@ -14,6 +14,7 @@
 #include "client/wire/changes.h"
 #include "tools/agent/node_stat.h"
 #include "tools/agent/roots.h"
+#include "tools/agent/watch/dir_table.h"
 #include "tools/agent/watch/hint.h"
 
 namespace nearbox::agent {
@@ -62,6 +63,10 @@ class WatchSource {
   // The bytes read() must have given for all to be read that is queued now.
   virtual std::size_t queued() = 0;
 
+  // The directory of a hint, if the source knows it no more.
+  virtual void recall(wire::NodeId /*dir*/, const HandleRef& /*place*/) {}
+  // That of a directory the source knows, for a hint.
+  virtual HandleRef place_of(wire::NodeId /*dir*/) { return {}; }
   // O_PATH; empty when the directory is gone.
   virtual base::UniqueFd open_dir(wire::NodeId dir) = 0;
   virtual RootSet roots_of(wire::NodeId dir) = 0;
@@ -72,7 +77,8 @@ class WatchSource {
 };
 
 // Errors:  EPERM, ENOSYS: not for this process.
-base::Result<std::unique_ptr<WatchSource>> make_fanotify_source();
+// `max_dirs`: directories whose place is remembered.
+base::Result<std::unique_ptr<WatchSource>> make_fanotify_source(std::size_t max_dirs = kMaxDirs);
 base::Result<std::unique_ptr<WatchSource>> make_inotify_source();
 
 }  // namespace nearbox::agent

@@ -42,7 +42,8 @@ class Watcher::Sink final : public HintSink {
     if (base::fault::active("agent.drop_changes", std::string(hint.name))) return;
     bool kept = w_.names_.add(hint, now_);
     if ((hint.flags & kHintListing) != 0) {
-      kept = w_.names_.add({hint.dir, {}, kHintLook | (hint.flags & kHintAtOnce), {}}, now_) && kept;
+      kept =
+          w_.names_.add({hint.dir, {}, kHintLook | (hint.flags & kHintAtOnce), {}, hint.place}, now_) && kept;
     }
     if (!kept) overflow("too many names");
   }
@@ -60,9 +61,10 @@ class Watcher::Sink final : public HintSink {
   const Clock::time_point now_;
 };
 
-Watcher::Watcher(base::Logger& log, Versions& versions)
+Watcher::Watcher(base::Logger& log, Versions& versions, std::size_t max_dirs)
     : log_(log),
       versions_(versions),
+      max_dirs_(max_dirs),
       wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       looker_(versions, names_) {}
 
@@ -333,7 +335,7 @@ base::Result<std::size_t> Watcher::add_root(const RootPtr& root) {
     if (made) source.reset();
     return std::move(added).error();
   };
-  auto source = try_source(fanotify_, make_fanotify_source);
+  auto source = try_source(fanotify_, [this] { return make_fanotify_source(max_dirs_); });
   if (!source) {
     log_.info("event=no_fanotify error=\"" + source.error().message() + "\"");
     source = try_source(inotify_, make_inotify_source);
@@ -549,9 +551,9 @@ void Watcher::look_at_one(const Own& own, Findings& out) {
       const auto roots = source->roots_of(node);
       if (roots.none()) continue;
       const auto flags = kHintLook | (own.change.made ? kHintFresh : 0U);
-      looker_.look_at(*source, place->dir.get(), {node, path.empty() ? "" : place->name, flags, {}}, roots,
-                      out);
-      looker_.look_at(*source, place->dir.get(), {node, "", kHintLook, {}}, roots, out);
+      looker_.look_at(*source, place->dir.get(), {node, path.empty() ? "" : place->name, flags, {}, {}},
+                      roots, out);
+      looker_.look_at(*source, place->dir.get(), {node, "", kHintLook, {}, {}}, roots, out);
       break;
     }
   }

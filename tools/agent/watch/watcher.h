@@ -52,7 +52,8 @@ struct OwnChange {
 class Watcher {
  public:
   using Clock = std::chrono::steady_clock;
-  explicit Watcher(base::Logger& log, Versions& versions = Versions::process());
+  explicit Watcher(base::Logger& log, Versions& versions = Versions::process(),
+                   std::size_t max_dirs = kMaxDirs);
   ~Watcher();
   Watcher(const Watcher&) = delete;
   Watcher& operator=(const Watcher&) = delete;
@@ -130,6 +131,7 @@ class Watcher {
 
   base::Logger& log_;
   Versions& versions_;
+  const std::size_t max_dirs_;
   const base::UniqueFd wake_;
   std::atomic<std::uint64_t> rounds_{0};  // odd while one runs
   base::Mutex mu_;
