@@ -7,6 +7,7 @@
 #include <sys/mount.h>
 
 #include "tests/unit/agent/watch_test_util.h"
+#include "tools/agent/watch/inotify_source.h"
 
 namespace nearbox::agent {
 namespace {
@@ -354,8 +355,13 @@ TEST_P(WatcherTest, TheLimitOfWatches) {
   ASSERT_TRUE(faults.reaches("agent.watch_limit", "limit", true));
   act([&] { fs::create_directories(*this / "a/limit/b"); });
   act([&] { put(*this / "a/limit/b/f", "not watched, yet told at the barrier"); });
+  act([&] { put(*this / "elsewhere", "watched"); });
+  const auto elsewhere = client->model->at("elsewhere")->attr.version;
+  const auto unwatched = client->model->at("a/limit/b/f")->attr.version;
   act([&] { put(*this / "a/limit/b/f", "once more, just as true"); });
-  EXPECT_GE(client->model->losts, 2U);
+  EXPECT_GT(client->model->at("a/limit/b/f")->attr.version, unwatched);
+  EXPECT_EQ(client->model->at("elsewhere")->attr.version, elsewhere);  // nothing else is forgotten
+  EXPECT_EQ(client->model->losts, 0U);
   test::Client again(watcher, top);
   EXPECT_EQ(again.reply.error, ENOSPC);
   // A tree whose own watch cannot be set is not watched at all.
@@ -371,6 +377,35 @@ TEST_P(WatcherTest, TheLimitOfWatches) {
   EXPECT_EQ(reply->kind, wire::WatchKind::kNone);
   EXPECT_EQ(reply->error, ENOSPC);
   EXPECT_EQ(watcher.barrier(&events, 1, test::Client::soon()).error().as_errno(), EOPNOTSUPP);
+  // Watches are free again.
+  faults.set(GetParam().faults);
+  ASSERT_TRUE(faults.reaches("agent.watch_limit", "limit", false));
+  client->settle();
+  act([&] { put(*this / "a/limit/b/f", "seen as it happens"); });
+  EXPECT_EQ(test::Client(watcher, top).reply.error, 0);
+  ASSERT_TRUE(other([&] { put(*this / "a/limit/b/g", "without a barrier"); }));
+  EXPECT_TRUE(client->catches_up());
+}
+
+// More directories past the limit than are kept apart: all is read again, until they can be watched.
+TEST_P(WatcherTest, FarPastTheLimitOfWatches) {
+  if (GetParam().kind != wire::WatchKind::kInotify) return;
+  faults.set(GetParam().faults + std::string("agent.watch_limit *limit*\n"));
+  ASSERT_TRUE(faults.reaches("agent.watch_limit", "limit", true));
+  act([&] {
+    for (std::size_t i = 0; i <= kMaxUnwatched; ++i)
+      fs::create_directory(*this / ("limit" + std::to_string(i)));
+  });
+  act([&] { put(*this / "limit7/f", "not watched, yet told at the barrier"); });
+  EXPECT_GE(client->model->losts, 1U);
+  faults.set(GetParam().faults);
+  ASSERT_TRUE(faults.reaches("agent.watch_limit", "limit", false));
+  client->settle();
+  EXPECT_EQ(client->model->differences(), "");
+  const auto before = client->model->losts;
+  act([&] { put(*this / "limit9/f", "watched"); });
+  EXPECT_EQ(client->model->losts, before);
+  EXPECT_EQ(test::Client(watcher, top).reply.error, 0);
 }
 
 TEST_P(WatcherTest, NobodyWatchesAnyMore) {
@@ -409,6 +444,36 @@ TEST_P(WatcherTest, MoreDirectoriesThanAreRemembered) {
   one.settle();
   EXPECT_EQ(one.model->differences(), "");
   EXPECT_EQ(one.model->losts, 0U);
+}
+
+// A session that ends waits for nothing that the watcher does for it, and is not touched afterwards.
+TEST_P(WatcherTest, AnEndWaitsForNoCall) {
+  faults.set(GetParam().faults + std::string("agent.hold_watch\n"));
+  ASSERT_TRUE(faults.reaches("agent.hold_watch", "", true));
+  auto served = std::make_unique<EventLog>();
+  auto queued = std::make_unique<EventLog>();
+  const auto call = [&](EventLog* events) {
+    return watcher.watch(events, *events, 1, client->root, test::Client::soon()).error().as_errno();
+  };
+  std::atomic<int> first{0};
+  std::atomic<int> second{0};
+  {
+    const std::jthread one([&] { first = call(served.get()); });
+    const std::jthread two([&] { second = call(queued.get()); });
+    // Both are on their way or wait: forget() ends them whenever they come to wait.
+    EXPECT_TRUE(test::eventually([&] {
+      watcher.forget(served.get());
+      watcher.forget(queued.get());
+      return first != 0 && second != 0;
+    }));
+  }
+  EXPECT_EQ(first.load(), ESHUTDOWN);
+  EXPECT_EQ(second.load(), ESHUTDOWN);
+  served.reset();
+  queued.reset();
+  faults.set(GetParam().faults);
+  ASSERT_TRUE(faults.reaches("agent.hold_watch", "", false));
+  act([&] { put(*this / "after", "after"); });
 }
 
 // What this agent does itself is no event; the others are told by op_applied(), the maker only when a look

@@ -11,12 +11,13 @@
 namespace nearbox::agent {
 
 enum HintFlags : std::uint32_t {
-  kHintLook = 1,      // something is to be looked at: set in every hint
-  kHintContent = 2,   // bytes changed: by `targets`, or by the name where there are none
-  kHintBorn = 4,      // a node was made under this name: an inode number may have been used again
-  kHintFresh = 8,     // if it is a directory, the clients know nothing of what is in it
-  kHintAtOnce = 16,   // not to be held back: the other name of a rename is looked at with it
-  kHintListing = 32,  // names came or went: the directory's own attributes changed as well
+  kHintLook = 1,        // something is to be looked at: set in every hint
+  kHintContent = 2,     // bytes changed: by `targets`, or by the name where there are none
+  kHintBorn = 4,        // a node was made under this name: an inode number may have been used again
+  kHintFresh = 8,       // if it is a directory, the clients know nothing of what is in it
+  kHintAtOnce = 16,     // not to be held back: the other name of a rename is looked at with it
+  kHintListing = 32,    // names came or went: the directory's own attributes changed as well
+  kHintUnwatched = 64,  // a directory that nothing is told of: all below it may have changed
 };
 
 // A directory by the kernel's handle, as its source keys it; shared by the names that wait in it.

@@ -157,7 +157,10 @@ void Looker::list(WatchSource& source, int parent, const Item& item, const wire:
     complete = list_one(source, listing, path);
   }
   for (auto& seen : listing.seen) out.there.push_back(std::move(seen));
-  if (!complete) out.lost.push_back({path_of(top.get()), roots});
+  if (complete) return;
+  const bool unwatched = (item.flags & kHintUnwatched) != 0;
+  if (unwatched) versions_.bump_all();  // also of files that were not come to
+  out.lost.push_back({path_of(top.get()), roots, unwatched});
 }
 
 // False: too many names for one listing.

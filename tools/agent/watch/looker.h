@@ -27,6 +27,7 @@ struct Seen {
 struct LostDir {
   std::string path;  // absolute
   RootSet roots;
+  bool content = false;
 };
 
 struct Findings {

@@ -51,8 +51,10 @@ class WatchSource {
   virtual base::Result<void> add_mount(const RootPtr& root, const std::string& path) = 0;
   virtual void remove_root(std::size_t index) = 0;
   virtual std::uint64_t directories() const = 0;  // watched one by one
-  // Some directories could not be watched; stays so.
+  // Some directories could not be watched, for a limit.
   virtual bool incomplete() const { return false; }
+  // Hints at them, so that they are listed and their watches tried again. False: there are too many of them.
+  virtual bool retry(HintSink& /*sink*/) { return true; }
   // A name could not be looked at, since this agent may not search its directory: it may some day.
   virtual void hidden() {}
   // Events were lost: finds directories that nobody spoke of.

@@ -137,9 +137,16 @@ base::Result<wire::BarrierReply> Watcher::barrier(const void* owner, std::uint32
 
 void Watcher::forget(const void* owner) {
   base::MutexLock lock(mu_);
-  for (auto& call : calls_) {
-    if (call->owner == owner) call->given_up = true;
-  }
+  const auto give_up = [&](const std::shared_ptr<Call>& call) {
+    if (!call || call->owner != owner || call->done) return false;
+    call->given_up = true;
+    call->done = true;
+    call->error = ESHUTDOWN;
+    return true;
+  };
+  (void)give_up(served_);
+  std::erase_if(calls_, give_up);
+  answered_.notify_all();
   for (auto& root : roots_) {
     std::erase_if(root.subscriptions, [&](const Subscription& s) { return s.owner == owner; });
   }
@@ -206,7 +213,7 @@ void Watcher::wait() {
     if (!own_.empty() || own_lost_) until = held;
     if (!calls_.empty() || forgot_) until = now;
   }
-  if (incomplete()) until = std::min(until, incomplete_told_ + kIncompleteAgain);
+  if (incomplete()) until = std::min(until, incomplete_told_ + incomplete_again_);
   if (check_roots_) until = held;
   if (overflowed_) until = std::max(held, lost_told_ + kLostAgain);
   std::array<struct pollfd, 4> fds{};
@@ -269,13 +276,16 @@ void Watcher::serve_calls() {
       call = calls_.front();
       calls_.erase(calls_.begin());
       if (call->given_up) continue;
+      served_ = call;
     }
+    while (base::fault::active("agent.hold_watch")) (void)::poll(nullptr, 0, 1);
     if (call->log != nullptr) {
       add_watch(*call);
     } else {
       do_barrier(*call);
     }
     base::MutexLock lock(mu_);
+    served_.reset();
     call->done = true;
     answered_.notify_all();
   }
@@ -285,6 +295,10 @@ void Watcher::add_watch(Call& call) {
   look_at_mounts();
   auto index = add_root(call.root);
   base::MutexLock lock(mu_);
+  if (call.given_up) {  // its log may be gone
+    forgot_ = true;
+    return;
+  }
   if (!index) {
     call.watch.kind = wire::WatchKind::kNone;
     call.watch.error = index.error().as_errno();
@@ -295,10 +309,6 @@ void Watcher::add_watch(Call& call) {
   call.watch.kind = root.source->kind();
   call.watch.directories = root.source->directories();
   if (root.source->incomplete()) call.watch.error = ENOSPC;
-  if (call.given_up) {
-    forgot_ = true;
-    return;
-  }
   const bool known = std::any_of(root.subscriptions.begin(), root.subscriptions.end(), [&](const auto& s) {
     return s.owner == call.owner && s.number == call.number;
   });
@@ -354,7 +364,7 @@ base::Result<std::size_t> Watcher::add_root(const RootPtr& root) {
 void Watcher::do_barrier(Call& call) {
   look_at_mounts();
   read_queued();
-  if (incomplete()) overflowed_ = true, why_lost_ = "the limit of inotify watches";
+  if (incomplete()) retry_unwatched();
   round(true);
   tell_unwatched();
   base::MutexLock lock(mu_);
@@ -457,14 +467,23 @@ void Watcher::tell_unwatched() {
   }
 }
 
+// What is past the limit of watches is listed again, and watched where that has become possible.
+void Watcher::retry_unwatched() {
+  Sink sink(*this);
+  incomplete_told_ = Clock::now();
+  if (inotify_->retry(sink)) {
+    incomplete_again_ = kIncompleteAgain;
+    return;
+  }
+  incomplete_again_ = std::min(2 * incomplete_again_, kLongestAgain);
+  sink.overflow("the limit of inotify watches");
+}
+
 // Looks at what is due, or at everything that waits, and tells it.
 void Watcher::round(bool everything) {
   const auto now = Clock::now();
   if (!everything && now < last_round_ + kBatch) return;
-  if (incomplete() && now >= incomplete_told_ + kIncompleteAgain) {
-    overflowed_ = true;
-    why_lost_ = "the limit of inotify watches";
-  }
+  if (incomplete() && now >= incomplete_told_ + incomplete_again_) retry_unwatched();
   const auto due = names_.next_due();
   bool own = false;
   {

@@ -29,6 +29,7 @@ inline constexpr std::size_t kMaxQueuedBytes = 48 << 20;  // 2 M events in the k
 inline constexpr std::chrono::seconds kWatchDeadline{60};
 inline constexpr std::chrono::milliseconds kLostAgain{500};  // at most so often, but at barriers
 inline constexpr std::chrono::seconds kIncompleteAgain{5};   // how often what is not watched is read again
+inline constexpr std::chrono::seconds kLongestAgain{320};    // where that is everything
 
 // What an operation of this agent changed, for the clients that did not ask for it.
 struct OwnChange {
@@ -65,7 +66,7 @@ class Watcher {
   // Errors:  EOPNOTSUPP: this root is not watched; else as above.
   base::Result<wire::BarrierReply> barrier(const void* owner, std::uint32_t number,
                                            Clock::time_point deadline) EXCLUDES(mu_);
-  // Nothing of the owner is used when it returns.
+  // Nothing of the owner is used when it returns, and its calls have returned or will at once: ESHUTDOWN.
   void forget(const void* owner) EXCLUDES(mu_);
 
   // An operation of `owner`: begins; is applied and has its version; its OpDone was recorded.
@@ -123,6 +124,7 @@ class Watcher {
   void tell_lost(std::size_t index, const std::string& path, bool content) EXCLUDES(mu_);
   bool give_locked(Subscription& to, wire::EventKind kind, wire::Bytes body) REQUIRES(mu_);
   void everything_lost(const char* why);
+  void retry_unwatched();
   bool incomplete() const { return inotify_ && inotify_->incomplete(); }
   void check_roots();
   RootSet used_roots() EXCLUDES(mu_);
@@ -138,6 +140,7 @@ class Watcher {
   base::CondVar answered_;
   std::vector<WatchedRoot> roots_ GUARDED_BY(mu_);  // changed by the thread alone, but subscriptions
   std::vector<std::shared_ptr<Call>> calls_ GUARDED_BY(mu_);
+  std::shared_ptr<Call> served_ GUARDED_BY(mu_);  // by the thread, now
   std::vector<Own> own_ GUARDED_BY(mu_);
   bool own_lost_ GUARDED_BY(mu_) = false;
   bool forgot_ GUARDED_BY(mu_) = false;
@@ -153,6 +156,7 @@ class Watcher {
   const char* why_lost_ = "";
   bool check_roots_ = false;
   Clock::time_point incomplete_told_{};
+  std::chrono::seconds incomplete_again_ = kIncompleteAgain;
   Clock::time_point lost_told_{};
   base::UniqueFd mountinfo_;
   bool mounts_changed_ = false;

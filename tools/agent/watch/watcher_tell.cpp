@@ -102,7 +102,7 @@ void Watcher::tell_lost_dirs(const std::vector<LostDir>& lost) {
         base::MutexLock lock(mu_);
         if (index < roots_.size()) root = roots_[index].root;
       }
-      if (root) tell_lost(index, relative(dir.path, path_now(*root)), false);
+      if (root) tell_lost(index, relative(dir.path, path_now(*root)), dir.content);
     }
   }
 }
@@ -112,7 +112,7 @@ void Watcher::everything_lost(const char* why) {
   lost_told_ = Clock::now();
   names_.clear();
   if (inotify_) inotify_->rescan();
-  if (incomplete()) incomplete_told_ = Clock::now();
+  incomplete_told_ = Clock::now();
   // Whatever is queued is covered by what the clients read from now on.
   versions_.bump_all();
   const auto used = used_roots();
