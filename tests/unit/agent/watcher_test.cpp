@@ -6,7 +6,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 
-#include "tests/unit/agent/watch_test_util.h"
+#include "tests/unit/agent/watcher_fixture.h"
 #include "tools/agent/watch/inotify_source.h"
 
 namespace nearbox::agent {
@@ -14,54 +14,9 @@ namespace {
 
 namespace fs = std::filesystem;
 using test::other;
+using test::put;
+using test::WatcherTest;
 using test::write_file;
-
-struct Kind {
-  const char* name;
-  const char* faults;
-  wire::WatchKind kind;
-};
-
-void put(const std::string& path, const std::string& text, int flags = O_CREAT | O_TRUNC) {
-  const int fd = ::open(path.c_str(), O_WRONLY | O_CLOEXEC | flags, 0644);
-  (void)!::write(fd, text.data(), text.size());
-  ::close(fd);
-}
-
-class WatcherTest : public ::testing::TestWithParam<Kind> {
- protected:
-  void SetUp() override {
-    faults.set(GetParam().faults);
-    for (const std::string point : {"agent.no_fanotify", "agent.no_fan_rename"}) {
-      const bool on = std::string(GetParam().faults).find(point) != std::string::npos;
-      ASSERT_TRUE(faults.reaches(point, "", on));
-    }
-    ASSERT_EQ(::mkdir(top.c_str(), 0755), 0);
-    client = std::make_unique<test::Client>(watcher, top);
-    if (client->reply.kind != GetParam().kind && ::geteuid() != 0) GTEST_SKIP() << "needs root";
-    ASSERT_EQ(client->reply.kind, GetParam().kind) << client->reply.error;
-  }
-  // Does something elsewhere and expects the model to know it all at the barrier.
-  void act(const std::function<void()>& action) {
-    ASSERT_TRUE(other(action));
-    client->settle();
-    EXPECT_EQ(client->model->differences(), "");
-  }
-  void TearDown() override {
-    client.reset();
-    for (const auto& point : mounted) EXPECT_EQ(::umount2(point.c_str(), MNT_DETACH), 0);
-  }
-  std::string operator/(const std::string& name) const { return top + "/" + name; }
-
-  test::Faults faults;
-  test::TempDir dir{test::fast_directory()};
-  base::Logger log{2, base::LogLevel::kError};
-  Watcher watcher{log};
-  const std::string top = dir / "top";
-  std::unique_ptr<test::Client> client;
-  std::vector<std::string> mounted;
-  const Identity self_ = test::self();
-};
 
 TEST_P(WatcherTest, FilesAreToldAsTheyAre) {
   act([&] { put(*this / "a", "one"); });
@@ -483,7 +438,7 @@ TEST_P(WatcherTest, OwnOperations) {
   const auto op = [&](const std::string& path, const std::function<void()>& action, bool made = false) {
     const auto begun = watcher.op_begins();
     action();
-    OwnChange change{client->root, {path}, {}, made};
+    OwnChange change{client->root, {path}, {}, made, {}};
     if (const auto st = stat_at(AT_FDCWD, (*this / path).c_str())) {
       (void)Versions::process().bump(node_of(*st));
       change.attr = make_attr(*st);
@@ -545,12 +500,7 @@ TEST_P(WatcherTest, TwoFileSystemsWithEqualInodeNumbers) {
   act([&] { put(*this / "late/g", "beneath"); });
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, WatcherTest,
-                         ::testing::Values(Kind{"fanotify", "", wire::WatchKind::kFanotify},
-                                           Kind{"fanotify_basic", "agent.no_fan_rename\n",
-                                                wire::WatchKind::kFanotify},
-                                           Kind{"inotify", "agent.no_fanotify\n", wire::WatchKind::kInotify}),
-                         [](const auto& kind) { return std::string(kind.param.name); });
+INSTANTIATE_TEST_SUITE_P(Kinds, WatcherTest, test::kinds(), test::kind_name);
 
 }  // namespace
 }  // namespace nearbox::agent

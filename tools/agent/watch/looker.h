@@ -21,6 +21,8 @@ inline constexpr std::size_t kMaxMissed = 4096;
 struct Seen {
   wire::NameState state;
   RootSet roots;
+  std::uint32_t listing = 0;  // those of one listing are told together or not at all; 0: of none
+  std::uint64_t as_of = 0;    // DoneOps::now() of before the look
 };
 
 // A directory that the clients have to read by themselves.
@@ -56,7 +58,7 @@ class Looker {
 
  private:
   struct Listing;
-  void resolve_targets(WatchSource& source, const Coalescer::Item& item, wire::NodeId here,
+  bool resolve_targets(WatchSource& source, const Coalescer::Item& item, wire::NodeId here,
                        const RootSet& roots, Findings& out);
   void list(WatchSource& source, int parent, const Coalescer::Item& item, const wire::Attr& attr,
             const RootSet& roots, Findings& out);
@@ -67,6 +69,7 @@ class Looker {
   Versions& versions_;
   Coalescer& names_;
   MountTable mounts_;
+  std::uint32_t listings_ = 0;
   std::unordered_set<std::string> missed_;  // at most kMaxMissed, then begun anew
 };
 

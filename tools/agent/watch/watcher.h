@@ -17,6 +17,7 @@
 #include "tools/agent/event_log.h"
 #include "tools/agent/roots.h"
 #include "tools/agent/versions.h"
+#include "tools/agent/watch/done_ops.h"
 #include "tools/agent/watch/looker.h"
 
 namespace nearbox::agent {
@@ -30,6 +31,7 @@ inline constexpr std::chrono::seconds kWatchDeadline{60};
 inline constexpr std::chrono::milliseconds kLostAgain{500};  // at most so often, but at barriers
 inline constexpr std::chrono::seconds kIncompleteAgain{5};   // how often what is not watched is read again
 inline constexpr std::chrono::seconds kLongestAgain{320};    // where that is everything
+inline constexpr std::size_t kMaxLooksAgain = 1000;          // of a barrier, at what operations overtake
 
 // What an operation of this agent changed, for the clients that did not ask for it.
 struct OwnChange {
@@ -37,6 +39,7 @@ struct OwnChange {
   std::vector<std::string> paths;  // relative
   wire::Attr attr;                 // of the node
   bool made = false;               // a directory that nobody knows
+  std::vector<wire::NodeId> dirs;  // whose names changed
 };
 
 // Watches the trees that clients work on and tells each client what changed there.
@@ -49,7 +52,8 @@ struct OwnChange {
 //          what it missed instead; what overflows otherwise is one kLost for every root, and every
 //          version counts as changed.
 // Order:   states that were looked at later are told later. An operation of this agent is told to its own
-//          client by OpDone alone, unless a look ran beside it: then the look is done again.
+//          client by OpDone alone, unless a look ran beside it: then the look is done again, and what was
+//          seen before the OpDone is not told after it.
 class Watcher {
  public:
   using Clock = std::chrono::steady_clock;
@@ -69,9 +73,12 @@ class Watcher {
   // Nothing of the owner is used when it returns, and its calls have returned or will at once: ESHUTDOWN.
   void forget(const void* owner) EXCLUDES(mu_);
 
-  // An operation of `owner`: begins; is applied and has its version; its OpDone was recorded.
+  // An operation of `owner`: begins; is applied and has its version; has its OpDone recorded by `append`,
+  // after which its client is told nothing that was looked at before; was recorded.
   std::uint64_t op_begins() const { return rounds_.load(); }
   void op_applied(const void* owner, OwnChange change) EXCLUDES(mu_);
+  void op_recorded(const void* owner, const OwnChange& change, const std::function<void()>& append)
+      EXCLUDES(mu_);
   void op_told(std::uint64_t begun, OwnChange change) EXCLUDES(mu_);
   // This agent made a directory (absolute path), and perhaps others below it, by other means.
   void directory_made(const std::string& path) EXCLUDES(mu_);
@@ -115,11 +122,15 @@ class Watcher {
   void drop_unused() EXCLUDES(mu_);
   void look_at_mounts() EXCLUDES(mu_);
   void tell_unwatched() EXCLUDES(mu_);
-  void round(bool everything);
-  void look_at_own(Findings& out) EXCLUDES(mu_);
+  bool round(bool everything);
+  void look_at_waiting(Clock::time_point now, bool everything, std::vector<Seen>& gone);
+  void look_at_own() EXCLUDES(mu_);
   void look_at_one(const Own& own, Findings& out);
   void look(std::vector<Coalescer::Item>& items, Findings& out);
   void tell(std::vector<Seen>& seen, const void* except = nullptr) EXCLUDES(mu_);
+  void tell_locked(Subscription& to, std::size_t index, const std::vector<Seen>& seen,
+                   std::vector<bool>& overtaken) REQUIRES(mu_);
+  void look_again(const Seen& seen);
   void tell_lost_dirs(const std::vector<LostDir>& lost) EXCLUDES(mu_);
   void tell_lost(std::size_t index, const std::string& path, bool content) EXCLUDES(mu_);
   bool give_locked(Subscription& to, wire::EventKind kind, wire::Bytes body) REQUIRES(mu_);
@@ -143,6 +154,7 @@ class Watcher {
   std::shared_ptr<Call> served_ GUARDED_BY(mu_);  // by the thread, now
   std::vector<Own> own_ GUARDED_BY(mu_);
   bool own_lost_ GUARDED_BY(mu_) = false;
+  DoneOps done_;  // all but now() under mu_
   bool forgot_ GUARDED_BY(mu_) = false;
   bool stopping_ GUARDED_BY(mu_) = false;
 
