@@ -3,6 +3,8 @@
 
 #include <array>
 #include <chrono>
+#include <map>
+#include <set>
 #include <sys/fanotify.h>
 #include <unordered_map>
 #include <vector>
@@ -34,6 +36,7 @@ class FanotifySource final : public WatchSource {
   wire::WatchKind kind() const override { return wire::WatchKind::kFanotify; }
   int fd() const override { return group_.get(); }
   base::Result<void> add_root(const RootPtr& root, std::size_t index, HintSink& sink) override;
+  void set_mounts(const MountTable& mounts) override;
   base::Result<void> add_mount(const RootPtr& root, const std::string& path) override;
   void remove_root(std::size_t index) override;
   std::uint64_t directories() const override { return 0; }
@@ -48,10 +51,21 @@ class FanotifySource final : public WatchSource {
 
  private:
   using Fsid = std::array<char, sizeof(fsid_t)>;
+  // Reached through a root on it, else through what is mounted: no descriptor is kept there, or nobody could
+  // unmount it.
   struct Fs {
-    base::UniqueFd mount;
     dev_t dev = 0;
     Fsid fsid{};
+    std::set<std::string> points;
+  };
+  struct WatchedRoot {
+    wire::NodeId node;
+    dev_t dev = 0;
+    base::UniqueFd dir = base::UniqueFd();  // not O_PATH: open_by_handle_at() takes no such descriptor
+  };
+  struct Above {  // of what is mounted
+    wire::NodeId node;
+    wire::NodeId parent;
   };
   using Dir = DirTable::Dir;
   struct Place {
@@ -64,7 +78,10 @@ class FanotifySource final : public WatchSource {
     std::string target;
   };
 
-  base::Result<Fs*> mark(int dir);
+  base::Result<void> mark(int dir, const std::string& point);
+  std::uint64_t mask() const;
+  bool rooted(dev_t dev) const;
+  base::UniqueFd open_on(const Fs& fs) const;
   base::UniqueFd open_handle(const std::string& key, int flags) const;
   Dir* dir_of_fd(int fd);
   Dir* dir_of_key(const std::string& key);
@@ -81,7 +98,8 @@ class FanotifySource final : public WatchSource {
   std::vector<char> buffer_;
   std::vector<std::unique_ptr<Fs>> file_systems_;
   DirTable dirs_;
-  std::vector<wire::NodeId> roots_;  // by index
+  std::vector<WatchedRoot> roots_;        // by index
+  std::map<std::string, Above> mounted_;  // by place; what a bind mount shows has two directories above it
   std::unordered_map<wire::NodeId, RootSet, NodeHash> root_nodes_;
   std::uint32_t generation_ = 0;      // moves of directories that could not be told
   std::int32_t moved_from_pid_ = -1;  // who moved a directory away last, and below which roots

@@ -127,7 +127,10 @@ int InotifySource::watch_below(const RootPtr& root, const std::string& start, At
       if (entry == "." || entry == "..") continue;
       if (found->d_type != DT_DIR && found->d_type != DT_UNKNOWN) continue;
       auto below = join(path, entry);
-      if (mounts_.any_own() && mounts_.own_mount(join(root->path, below))) continue;
+      if (mounts_.any_own() || mounts_.any_foreign()) {
+        const auto absolute = root->path == "/" ? "/" + below : root->path + "/" + below;
+        if (mounts_.own_mount(absolute) || mounts_.foreign(absolute)) continue;
+      }
       struct stat sub {};
       if (found->d_type == DT_UNKNOWN &&
           (::fstatat(number, entry.c_str(), &sub, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISDIR(sub.st_mode))) {
@@ -140,7 +143,6 @@ int InotifySource::watch_below(const RootPtr& root, const std::string& start, At
 }
 
 base::Result<void> InotifySource::add_root(const RootPtr& root, std::size_t index, HintSink& /*sink*/) {
-  mounts_ = MountTable::load();
   if (roots_.size() <= index) roots_.resize(index + 1);
   roots_[index] = root;
   // The removal of the root is told to its parent alone: its own event waits for our descriptor.
@@ -156,7 +158,6 @@ base::Result<void> InotifySource::add_root(const RootPtr& root, std::size_t inde
 }
 
 base::Result<void> InotifySource::add_mount(const RootPtr& root, const std::string& path) {
-  mounts_ = MountTable::load();
   const auto start = root->path == "/" ? root->path.size() : root->path.size() + 1;
   const int error = path.size() > start ? watch_below(root, path.substr(start), AtLimit::kGoOn) : 0;
   if (error != 0) return base::errno_error(error, path);
@@ -192,7 +193,6 @@ void InotifySource::drop_outside() {
 }
 
 void InotifySource::rescan() {
-  mounts_ = MountTable::load();
   unwatched_.clear();
   too_many_unwatched_ = false;
   for (const auto& root : roots_) {

@@ -40,6 +40,7 @@ class InotifySource final : public WatchSource {
   wire::WatchKind kind() const override { return wire::WatchKind::kInotify; }
   int fd() const override { return fd_.get(); }
   base::Result<void> add_root(const RootPtr& root, std::size_t index, HintSink& sink) override;
+  void set_mounts(const MountTable& mounts) override { mounts_ = mounts; }
   base::Result<void> add_mount(const RootPtr& root, const std::string& path) override;
   void remove_root(std::size_t index) override;
   std::uint64_t directories() const override { return by_wd_.size(); }

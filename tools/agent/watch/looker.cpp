@@ -44,8 +44,10 @@ bool read_target(int dir, const std::string& name, std::string& target) {
 
 }  // namespace
 
-bool Looker::own_mount(int dir, const std::string& name) const {
-  return mounts_.any_own() && !name.empty() && mounts_.own_mount(below(path_of(dir), name));
+bool Looker::untouched(int dir, const std::string& name) const {
+  if ((!mounts_.any_own() && !mounts_.any_foreign()) || name.empty()) return false;
+  const auto path = below(path_of(dir), name);
+  return mounts_.own_mount(path) || mounts_.foreign(path);
 }
 
 void Looker::look(WatchSource& source, std::vector<Item>::iterator from, std::vector<Item>::iterator to,
@@ -98,7 +100,7 @@ bool Looker::resolve_targets(WatchSource& source, const Item& item, wire::NodeId
 }
 
 void Looker::look_at(WatchSource& source, int fd, const Item& item, const RootSet& roots, Findings& out) {
-  if (own_mount(fd, item.name)) return;
+  if (untouched(fd, item.name)) return;
   wire::NameState state;
   state.dir = item.dir;
   state.name = item.name;
@@ -203,7 +205,7 @@ bool Looker::list_one(WatchSource& source, Listing& listing, const std::string& 
     (void)fd->release();  // the handle closes it
     while (const struct dirent* found = ::readdir(handle.get())) {
       const std::string name = found->d_name;
-      if (name == "." || name == ".." || own_mount(number, name)) continue;
+      if (name == "." || name == ".." || untouched(number, name)) continue;
       if (++listing.names > kMaxFreshNames) return false;
       Item item{dir, name, 0, {}, {}};
       if (auto waiting = names_.take_name(dir, name, Clock::now())) item = std::move(*waiting);

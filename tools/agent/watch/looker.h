@@ -41,7 +41,7 @@ struct Findings {
 // Looks at names that events spoke of, and lists directories that are new.
 //
 // Threads: one, the source's. Blocking system calls on the tree; no symlink is followed, and mounts of
-//          nearbox itself are not touched.
+//          nearbox itself and foreign ones are not touched.
 class Looker {
  public:
   Looker(Versions& versions, Coalescer& names) : versions_(versions), names_(names) {}
@@ -63,7 +63,7 @@ class Looker {
   void list(WatchSource& source, int parent, const Coalescer::Item& item, const wire::Attr& attr,
             const RootSet& roots, Findings& out);
   bool list_one(WatchSource& source, Listing& listing, const std::string& path);
-  bool own_mount(int dir, const std::string& name) const;
+  bool untouched(int dir, const std::string& name) const;
   bool pseudo(const wire::Attr& attr) const { return mounts_.pseudo_device(attr.dev); }
 
   Versions& versions_;

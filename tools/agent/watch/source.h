@@ -12,6 +12,7 @@
 #include "client/base/result.h"
 #include "client/base/unique_fd.h"
 #include "client/wire/changes.h"
+#include "tools/agent/mounts.h"
 #include "tools/agent/node_stat.h"
 #include "tools/agent/roots.h"
 #include "tools/agent/watch/dir_table.h"
@@ -47,7 +48,9 @@ class WatchSource {
   // Watches the tree of a root; `index` is what roots_of() calls it.
   // Errors:  ENOTSUP, EPERM and their like: this source cannot watch there; ENOSPC: a limit.
   virtual base::Result<void> add_root(const RootPtr& root, std::size_t index, HintSink& sink) = 0;
-  // Something was mounted at this place (absolute) below a root.
+  // What is mounted now. Foreign file systems are not touched.
+  virtual void set_mounts(const MountTable& mounts) = 0;
+  // Something was mounted, or is no more, at this place (absolute) below a root.
   virtual base::Result<void> add_mount(const RootPtr& root, const std::string& path) = 0;
   virtual void remove_root(std::size_t index) = 0;
   virtual std::uint64_t directories() const = 0;  // watched one by one

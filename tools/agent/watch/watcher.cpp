@@ -126,6 +126,8 @@ void Watcher::step() {
   read_sources(kReadsAStep);
   drop_unused();
   (void)round(false);
+  if (any_foreign_ && Clock::now() >= foreign_told_ + kForeignAgain)
+    tell_foreign(std::chrono::milliseconds(0));
 }
 
 // Until there is something to do. Right after a round only calls are heard: events gather meanwhile.
@@ -140,6 +142,7 @@ void Watcher::wait() {
     if (!calls_.empty() || forgot_) until = now;
   }
   if (incomplete()) until = std::min(until, incomplete_told_ + incomplete_again_);
+  if (any_foreign_) until = std::min(until, foreign_told_ + kForeignAgain);
   if (check_roots_) until = held;
   if (overflowed_) until = std::max(held, lost_told_ + kLostAgain);
   std::array<struct pollfd, 4> fds{};

@@ -19,6 +19,7 @@
 #include "tools/agent/versions.h"
 #include "tools/agent/watch/done_ops.h"
 #include "tools/agent/watch/looker.h"
+#include "tools/agent/watch/mount_probe.h"
 
 namespace nearbox::agent {
 
@@ -31,7 +32,10 @@ inline constexpr std::chrono::seconds kWatchDeadline{60};
 inline constexpr std::chrono::milliseconds kLostAgain{500};  // at most so often, but at barriers
 inline constexpr std::chrono::seconds kIncompleteAgain{5};   // how often what is not watched is read again
 inline constexpr std::chrono::seconds kLongestAgain{320};    // where that is everything
-inline constexpr std::size_t kMaxLooksAgain = 1000;          // of a barrier, at what operations overtake
+inline constexpr std::chrono::seconds kForeignAgain{10};     // how often the clients read what others change
+inline constexpr std::chrono::milliseconds kProbeWait{
+    200};                                            // of a barrier, for file systems that may not answer
+inline constexpr std::size_t kMaxLooksAgain = 1000;  // of a barrier, at what operations overtake
 
 // What an operation of this agent changed, for the clients that did not ask for it.
 struct OwnChange {
@@ -82,6 +86,8 @@ class Watcher {
   void op_told(std::uint64_t begun, OwnChange change) EXCLUDES(mu_);
   // This agent made a directory (absolute path), and perhaps others below it, by other means.
   void directory_made(const std::string& path) EXCLUDES(mu_);
+  // Its thread, or one of its threads, waits for a file system and cannot be ended now.
+  bool stuck() { return probe_.stuck(); }
   // Somebody watches: without, those above need not be called.
   bool watching() const { return versions_.enabled(); }
 
@@ -92,11 +98,22 @@ class Watcher {
     std::uint32_t number;
     bool behind = false;  // told nothing until its client has taken what is there
   };
+  // What is mounted, told from another one that came to the same place.
+  struct MountedNow {
+    Mounted at;
+    std::uint64_t unique = 0;
+    auto operator<=>(const MountedNow&) const = default;
+  };
+  struct Unwatched {
+    std::string path;  // absolute
+    bool foreign = false;
+    bool told = false;  // that it is there
+  };
   struct WatchedRoot {
     RootPtr root;  // empty: free
     WatchSource* source = nullptr;
-    std::vector<std::string> mounts;     // below it, absolute
-    std::vector<std::string> unwatched;  // those of them that came later and cannot be watched
+    std::vector<MountedNow> mounts;    // below it
+    std::vector<Unwatched> unwatched;  // those of them that are foreign, or came later and cannot be watched
     std::vector<Subscription> subscriptions;
   };
   struct Call;
@@ -120,8 +137,12 @@ class Watcher {
   base::Result<std::size_t> add_root(const RootPtr& root) EXCLUDES(mu_);
   void do_barrier(Call& call) EXCLUDES(mu_);
   void drop_unused() EXCLUDES(mu_);
+  void load_mounts();
+  std::vector<MountedNow> mounted_below(const std::string& directory);
   void look_at_mounts() EXCLUDES(mu_);
+  void look_at_mounts_of(std::size_t index) EXCLUDES(mu_);
   void tell_unwatched() EXCLUDES(mu_);
+  void tell_foreign(std::chrono::milliseconds wait) EXCLUDES(mu_);
   bool round(bool everything);
   void look_at_waiting(Clock::time_point now, bool everything, std::vector<Seen>& gone);
   void look_at_own() EXCLUDES(mu_);
@@ -172,6 +193,11 @@ class Watcher {
   Clock::time_point lost_told_{};
   base::UniqueFd mountinfo_;
   bool mounts_changed_ = false;
+  MountTable mounts_;
+  std::uint64_t mounts_loaded_ = 0;  // how often
+  bool any_foreign_ = false;         // below a root
+  Clock::time_point foreign_told_{};
+  MountProbe probe_;
 
   std::jthread thread_ GUARDED_BY(mu_);  // last: it uses the others
 };

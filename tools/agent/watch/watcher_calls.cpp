@@ -70,7 +70,9 @@ base::Result<std::size_t> Watcher::add_root(const RootPtr& root) {
     index = free;
   }
   if (!mountinfo_) mountinfo_.reset(::open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC));
-  looker_.set_mounts(MountTable::load());
+  load_mounts();
+  if (mounts_.foreign(root->path)) return base::errno_error(EOPNOTSUPP, "not of this machine");
+  const auto mounted = mounted_below(root->path);
   const bool first = !fanotify_ && !inotify_;
   if (first) versions_.enable();
   Sink sink(*this);
@@ -81,7 +83,13 @@ base::Result<std::size_t> Watcher::add_root(const RootPtr& root) {
       if (!fresh) return std::move(fresh).error();
       source = std::move(*fresh);
     }
+    source->set_mounts(mounts_);
     auto added = source->add_root(root, index, sink);
+    for (auto one = mounted.begin(); added && one != mounted.end(); ++one) {
+      if (one->at.foreign || source->kind() == wire::WatchKind::kInotify) continue;  // walked already
+      added = source->add_mount(root, one->at.path);
+      if (!added) source->remove_root(index);
+    }
     if (added) return source.get();
     if (made) source.reset();
     return std::move(added).error();
@@ -98,7 +106,11 @@ base::Result<std::size_t> Watcher::add_root(const RootPtr& root) {
   }
   base::MutexLock lock(mu_);
   if (roots_.size() <= index) roots_.resize(index + 1);
-  roots_[index] = {root, *source, MountTable::load().ordinary_below(root->path), {}, {}};
+  roots_[index] = {root, *source, mounted, {}, {}};
+  for (const auto& one : mounted) {
+    if (one.at.foreign) roots_[index].unwatched.push_back({one.at.path, true, true});
+    any_foreign_ = any_foreign_ || one.at.foreign;
+  }
   return index;
 }
 

@@ -72,6 +72,8 @@ void Watcher::look_at_own() {
 void Watcher::look_at_one(const Own& own, Findings& out) {
   bool shown = false;
   for (const auto& path : own.change.paths) {
+    const auto& top = own.change.root->path;
+    if (mounts_.any_foreign() && mounts_.foreign(top == "/" ? "/" + path : top + "/" + path)) continue;
     auto place = open_place(own.change.root->dir.get(), path);
     auto dir = place ? stat_fd(place->dir.get()) : base::Result<Stat>(base::errno_error(ENOENT));
     if (!dir) continue;
