@@ -204,7 +204,7 @@ bool Agent::end_sessions(Clock::time_point deadline) {
   while (!sessions_.empty() || ending_ > 0) {
     if (!ended_.wait_until(mu_, deadline) && Clock::now() >= deadline) return false;
   }
-  return true;
+  return !watcher_.stuck();
 }
 
 std::size_t Agent::sessions() {

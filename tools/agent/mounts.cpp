@@ -56,6 +56,20 @@ constexpr std::array kPseudoTypes = {
     std::string_view("rpc_pipefs"), std::string_view("nsfs"),      std::string_view("hugetlbfs"),
     std::string_view("resctrl"),    std::string_view("smackfs"),   std::string_view("nfsd")};
 
+// What is changed elsewhere, by other machines or the host. A process serves what begins with "fuse", and
+// what it shows may be a network's; the two left out show local disks only.
+bool foreign_type(std::string_view type) {
+  constexpr std::array kTypes = {
+      std::string_view("nfs"),    std::string_view("nfs4"),   std::string_view("cifs"),
+      std::string_view("smb3"),   std::string_view("smbfs"),  std::string_view("9p"),
+      std::string_view("ceph"),   std::string_view("afs"),    std::string_view("coda"),
+      std::string_view("lustre"), std::string_view("gfs2"),   std::string_view("ocfs2"),
+      std::string_view("gpfs"),   std::string_view("beegfs"), std::string_view("orangefs"),
+      std::string_view("vboxsf"), std::string_view("prl_fs"), std::string_view("virtiofs")};
+  if (type == "fuse" || type.rfind("fuse.", 0) == 0) return type != "fuse.fuse-overlayfs";
+  return std::find(kTypes.begin(), kTypes.end(), type) != kTypes.end();
+}
+
 }  // namespace
 
 std::vector<MountPoint> mount_points(std::string_view mountinfo) {
@@ -63,16 +77,18 @@ std::vector<MountPoint> mount_points(std::string_view mountinfo) {
   while (!mountinfo.empty()) {
     auto line = mountinfo.substr(0, mountinfo.find('\n'));
     mountinfo.remove_prefix(std::min(mountinfo.size(), line.size() + 1));
-    take_field(line);
+    const auto id = take_field(line);
     take_field(line);
     const auto device = take_field(line);
-    take_field(line);
+    const auto root = take_field(line);
     const auto path = take_field(line);
     const auto dash = line.find(" - ");
     if (dash == std::string_view::npos) continue;
     line.remove_prefix(dash + 3);
     MountPoint point;
     point.path = unescape(path);
+    point.root = unescape(root);
+    (void)std::from_chars(id.data(), id.data() + id.size(), point.id);
     point.type = take_field(line);
     point.source = take_field(line);
     if (parse_device(device, point.dev)) all.push_back(std::move(point));
@@ -94,7 +110,12 @@ MountTable MountTable::parse(std::string_view mountinfo) {
       table.own_.insert(point.path);
       continue;
     }
-    table.points_[point.path] = point.dev;
+    table.points_[point.path] = {point.path, point.dev, point.id, point.root,
+                                 point.path != "/" && foreign_type(type)};
+  }
+  for (auto& [path, mounted] : table.points_) {  // those above come first
+    mounted.foreign = mounted.foreign || table.foreign(std::string_view(path).substr(0, path.rfind('/')));
+    if (mounted.foreign) table.foreign_devices_.insert(mounted.dev);
   }
   return table;
 }
@@ -109,13 +130,28 @@ bool MountTable::pseudo_device(std::uint64_t dev) const {
   return it != pseudo_.end() && it->second;
 }
 
-std::vector<std::string> MountTable::ordinary_below(const std::string& directory) const {
+std::vector<Mounted> MountTable::below(const std::string& directory) const {
   const std::string start = directory == "/" ? directory : directory + "/";
-  std::vector<std::string> found;
+  std::vector<Mounted> found;
   for (auto it = points_.lower_bound(start); it != points_.end() && it->first.rfind(start, 0) == 0; ++it) {
-    if (it->first.size() > start.size() && !pseudo_device(it->second)) found.push_back(it->first);
+    if (it->first.size() > start.size() && !pseudo_device(it->second.dev)) found.push_back(it->second);
   }
   return found;
+}
+
+std::uint64_t MountTable::device_at(std::string_view mountpoint) const {
+  const auto it = points_.find(mountpoint);
+  return it == points_.end() ? 0 : it->second.dev;
+}
+
+bool MountTable::foreign(std::string_view path) const {
+  if (path.empty()) path = "/";
+  while (true) {
+    if (const auto it = points_.find(path); it != points_.end()) return it->second.foreign;
+    const auto slash = path.rfind('/');
+    if (slash == std::string_view::npos || path == "/") return false;
+    path = path.substr(0, slash == 0 ? 1 : slash);
+  }
 }
 
 bool pseudo_magic(std::uint64_t f_type) {

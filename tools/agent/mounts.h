@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <map>
 #include <set>
@@ -12,6 +13,16 @@
 #include "client/wire/messages.h"
 
 namespace nearbox::agent {
+
+// What is mounted at a place.
+struct Mounted {
+  std::string path;
+  std::uint64_t dev = 0;
+  std::uint64_t id = 0;  // used again by the kernel
+  std::string root;      // the directory of the file system that shows there
+  bool foreign = false;  // MountTable::foreign()
+  auto operator<=>(const Mounted&) const = default;
+};
 
 // What is mounted where, as far as a walk must know it: which devices are pseudo file systems, and
 // where our own FUSE mounts are, which must not even be stat'ed.
@@ -27,13 +38,20 @@ class MountTable {
   bool own_mount(const std::string& absolute_path) const { return own_.count(absolute_path) != 0; }
   bool knows(std::uint64_t dev) const { return pseudo_.count(dev) != 0; }
   bool any_own() const { return !own_.empty(); }
-  // The mountpoints below a directory whose file systems hold files and are not ours.
-  std::vector<std::string> ordinary_below(const std::string& directory) const;
+  // What is mounted below a directory, holds files and is not ours; by path.
+  std::vector<Mounted> below(const std::string& directory) const;
+  std::uint64_t device_at(std::string_view mountpoint) const;  // 0: nothing is mounted there
+  // Whether this lies on a file system that others change without a word to this kernel, or that may not
+  // answer: of the network, of the host, of a process. Not so the one mounted at "/": it is the sandbox's.
+  bool foreign(std::string_view absolute_path) const;
+  bool any_foreign() const { return !foreign_devices_.empty(); }
+  const std::set<std::uint64_t>& foreign_devices() const { return foreign_devices_; }
 
  private:
   std::unordered_map<std::uint64_t, bool> pseudo_;
   std::set<std::string> own_;
-  std::map<std::string, std::uint64_t> points_;  // what is mounted there last
+  std::map<std::string, Mounted, std::less<>> points_;  // what is mounted there last
+  std::set<std::uint64_t> foreign_devices_;
 };
 
 inline constexpr std::size_t kMaxMountInfo = 16 * 1024 * 1024;
@@ -43,6 +61,8 @@ struct MountPoint {
   std::string type;
   std::string source;
   std::uint64_t dev = 0;
+  std::uint64_t id = 0;
+  std::string root;
 };
 // The lines of /proc/self/mountinfo, in order; malformed ones are left out.
 std::vector<MountPoint> mount_points(std::string_view mountinfo);

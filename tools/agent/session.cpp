@@ -106,6 +106,9 @@ OwnChange Session::own_change(const wire::Op& op, const wire::OpDone& done) {
   if (two) change.paths.insert(change.paths.begin(), op.path2);  // the new name first
   change.attr = done.attr;
   change.made = op.kind == wire::OpKind::kMkdir;
+  for (const auto* parent : {&done.parent, &done.parent2}) {
+    if (parent->ino != 0) change.dirs.push_back(wire::identity(*parent));
+  }
   return change;
 }
 
@@ -118,11 +121,17 @@ void Session::run_op(const wire::Op& op) {
     done.attr.version = Versions::process().bump(wire::identity(done.attr));
   }
   const bool tells = watched && (done.error == 0 || done.written > 0) && op.kind != wire::OpKind::kFsync;
-  if (tells) watcher_.op_applied(this, own_change(op, done));
+  const auto change = tells ? own_change(op, done) : OwnChange{};
+  if (tells) watcher_.op_applied(this, change);
   if (poisoned()) return;
   if (base::fault::active("agent.crash_after_apply", op.path)) std::abort();
-  record(wire::EventKind::kOpDone, wire::encode(done));
-  if (tells) watcher_.op_told(begun, own_change(op, done));
+  if (!tells) return record(wire::EventKind::kOpDone, wire::encode(done));
+  bool recorded = false;
+  auto body = wire::encode(done);
+  watcher_.op_recorded(this, change,
+                       [&] { recorded = events.append(wire::EventKind::kOpDone, std::move(body)) != 0; });
+  if (!recorded) return poison("event log full");
+  watcher_.op_told(begun, change);
 }
 
 base::Result<wire::WatchReply> Session::watch(const wire::Watch& call) {

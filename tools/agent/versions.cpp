@@ -36,6 +36,22 @@ void Versions::enable() {
   enabled_.store(true, std::memory_order_release);
 }
 
+void Versions::set_blind(const std::set<std::uint64_t>& devices) {
+  std::size_t i = 0;
+  for (const auto dev : devices) {
+    if (i < kMaxBlind) blind_[i++].store(dev + 1);
+  }
+  while (i < kMaxBlind) blind_[i++].store(0);
+}
+
+bool Versions::blind(std::uint64_t dev) const {
+  for (const auto& one : blind_) {
+    const auto at = one.load(std::memory_order_relaxed);
+    if (at == 0 || at == dev + 1) return at != 0;
+  }
+  return false;
+}
+
 Versions::Bucket& Versions::bucket_of(Bucket* table, wire::NodeId node, std::size_t& lock) const {
   const auto hash = mix(node);
   lock = hash % kLocks;
@@ -43,7 +59,7 @@ Versions::Bucket& Versions::bucket_of(Bucket* table, wire::NodeId node, std::siz
 }
 
 std::uint64_t Versions::of(wire::NodeId node, std::uint64_t as_of) const {
-  if (!enabled()) return 0;
+  if (!enabled() || blind(node.dev)) return 0;
   std::uint64_t version = floor_.load(std::memory_order_acquire);
   if (Bucket* const table = table_.load(std::memory_order_acquire); table != nullptr) {
     std::size_t lock = 0;
@@ -59,7 +75,7 @@ std::uint64_t Versions::of(wire::NodeId node, std::uint64_t as_of) const {
 }
 
 std::uint64_t Versions::bump(wire::NodeId node) {
-  if (!enabled()) return 0;
+  if (!enabled() || blind(node.dev)) return 0;
   const std::uint64_t version = counter_.fetch_add(1) + 1;
   Bucket* const table = table_.load(std::memory_order_acquire);
   if (table == nullptr) {  // no memory for it: one version for all

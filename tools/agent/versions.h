@@ -5,12 +5,14 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <set>
 
 #include "client/base/mutex.h"
 #include "client/wire/messages.h"
 
 namespace nearbox::agent {
 
+inline constexpr std::size_t kMaxBlind = 32;
 inline constexpr std::size_t kVersionBuckets = 64 * 1024;
 inline constexpr std::size_t kVersionSlots = 6;  // nodes of one bucket: 393,216 in all, 10 MB when full
 
@@ -38,6 +40,8 @@ class Versions {
   // Counts from now on; every node counts as changed since whatever was said before.
   void enable();
   void disable() { enabled_.store(false); }
+  // Devices that change without a word: their nodes have no versions. Those beyond kMaxBlind keep theirs.
+  void set_blind(const std::set<std::uint64_t>& devices);
   bool enabled() const { return enabled_.load(std::memory_order_acquire); }
 
   std::uint64_t now() const { return counter_.load(std::memory_order_acquire); }
@@ -59,9 +63,11 @@ class Versions {
     std::array<Slot, kVersionSlots> slots;
   };
   static constexpr std::size_t kLocks = 64;
+  bool blind(std::uint64_t dev) const;
   Bucket& bucket_of(Bucket* table, wire::NodeId node, std::size_t& lock) const;
 
   std::atomic<bool> enabled_{false};
+  std::array<std::atomic<std::uint64_t>, kMaxBlind> blind_{};  // device + 1; 0 ends them
   std::atomic<std::uint64_t> counter_{1};
   std::atomic<std::uint64_t> floor_{1};
   std::atomic<Bucket*> table_{nullptr};            // made by the first enable(), zero pages until used

@@ -12,7 +12,7 @@ constexpr wire::NodeId kDir{1, 2};
 class CoalescerTest : public ::testing::Test {
  protected:
   bool add(std::string_view name, std::uint32_t flags = kHintLook, std::string_view target = {}) {
-    return names.add({kDir, name, flags, target}, now);
+    return names.add({kDir, name, flags, target, {}}, now);
   }
   std::vector<Coalescer::Item> take() { return names.take(now, 1000); }
   Coalescer names;

@@ -41,6 +41,24 @@ TEST(VersionsTest, WhatWasReadBeforeAChangeIsNotTakenForIt) {
   EXPECT_LT(versions.of({1, 1}, before), after);
 }
 
+// Nothing is said of what others change without a word.
+TEST(VersionsTest, BlindDevices) {
+  Versions versions;
+  versions.enable();
+  versions.set_blind({7, 9});
+  EXPECT_EQ(versions.of({7, 1}), 0U);
+  EXPECT_EQ(versions.bump({9, 1}), 0U);
+  EXPECT_NE(versions.of({8, 1}), 0U);
+  EXPECT_NE(versions.bump({8, 1}), 0U);
+  versions.set_blind({});
+  EXPECT_NE(versions.of({7, 1}), 0U);
+  std::set<std::uint64_t> many;
+  for (std::uint64_t dev = 1; dev <= 2 * kMaxBlind; ++dev) many.insert(dev);
+  versions.set_blind(many);
+  EXPECT_EQ(versions.of({kMaxBlind, 1}), 0U);
+  EXPECT_NE(versions.of({kMaxBlind + 1, 1}), 0U);
+}
+
 // However many nodes change: none that did has a version that was said before.
 TEST(VersionsTest, ForgottenNodesDoNotLookUnchanged) {
   Versions versions;

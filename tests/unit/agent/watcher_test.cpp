@@ -6,61 +6,17 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 
-#include "tests/unit/agent/watch_test_util.h"
+#include "tests/unit/agent/watcher_fixture.h"
+#include "tools/agent/watch/inotify_source.h"
 
 namespace nearbox::agent {
 namespace {
 
 namespace fs = std::filesystem;
 using test::other;
+using test::put;
+using test::WatcherTest;
 using test::write_file;
-
-struct Kind {
-  const char* name;
-  const char* faults;
-  wire::WatchKind kind;
-};
-
-void put(const std::string& path, const std::string& text, int flags = O_CREAT | O_TRUNC) {
-  const int fd = ::open(path.c_str(), O_WRONLY | O_CLOEXEC | flags, 0644);
-  (void)!::write(fd, text.data(), text.size());
-  ::close(fd);
-}
-
-class WatcherTest : public ::testing::TestWithParam<Kind> {
- protected:
-  void SetUp() override {
-    faults.set(GetParam().faults);
-    for (const std::string point : {"agent.no_fanotify", "agent.no_fan_rename"}) {
-      const bool on = std::string(GetParam().faults).find(point) != std::string::npos;
-      ASSERT_TRUE(faults.reaches(point, "", on));
-    }
-    ASSERT_EQ(::mkdir(top.c_str(), 0755), 0);
-    client = std::make_unique<test::Client>(watcher, top);
-    if (client->reply.kind != GetParam().kind && ::geteuid() != 0) GTEST_SKIP() << "needs root";
-    ASSERT_EQ(client->reply.kind, GetParam().kind) << client->reply.error;
-  }
-  // Does something elsewhere and expects the model to know it all at the barrier.
-  void act(const std::function<void()>& action) {
-    ASSERT_TRUE(other(action));
-    client->settle();
-    EXPECT_EQ(client->model->differences(), "");
-  }
-  void TearDown() override {
-    client.reset();
-    for (const auto& point : mounted) EXPECT_EQ(::umount2(point.c_str(), MNT_DETACH), 0);
-  }
-  std::string operator/(const std::string& name) const { return top + "/" + name; }
-
-  test::Faults faults;
-  test::TempDir dir{test::fast_directory()};
-  base::Logger log{2, base::LogLevel::kError};
-  Watcher watcher{log};
-  const std::string top = dir / "top";
-  std::unique_ptr<test::Client> client;
-  std::vector<std::string> mounted;
-  const Identity self_ = test::self();
-};
 
 TEST_P(WatcherTest, FilesAreToldAsTheyAre) {
   act([&] { put(*this / "a", "one"); });
@@ -354,8 +310,13 @@ TEST_P(WatcherTest, TheLimitOfWatches) {
   ASSERT_TRUE(faults.reaches("agent.watch_limit", "limit", true));
   act([&] { fs::create_directories(*this / "a/limit/b"); });
   act([&] { put(*this / "a/limit/b/f", "not watched, yet told at the barrier"); });
+  act([&] { put(*this / "elsewhere", "watched"); });
+  const auto elsewhere = client->model->at("elsewhere")->attr.version;
+  const auto unwatched = client->model->at("a/limit/b/f")->attr.version;
   act([&] { put(*this / "a/limit/b/f", "once more, just as true"); });
-  EXPECT_GE(client->model->losts, 2U);
+  EXPECT_GT(client->model->at("a/limit/b/f")->attr.version, unwatched);
+  EXPECT_EQ(client->model->at("elsewhere")->attr.version, elsewhere);  // nothing else is forgotten
+  EXPECT_EQ(client->model->losts, 0U);
   test::Client again(watcher, top);
   EXPECT_EQ(again.reply.error, ENOSPC);
   // A tree whose own watch cannot be set is not watched at all.
@@ -371,6 +332,35 @@ TEST_P(WatcherTest, TheLimitOfWatches) {
   EXPECT_EQ(reply->kind, wire::WatchKind::kNone);
   EXPECT_EQ(reply->error, ENOSPC);
   EXPECT_EQ(watcher.barrier(&events, 1, test::Client::soon()).error().as_errno(), EOPNOTSUPP);
+  // Watches are free again.
+  faults.set(GetParam().faults);
+  ASSERT_TRUE(faults.reaches("agent.watch_limit", "limit", false));
+  client->settle();
+  act([&] { put(*this / "a/limit/b/f", "seen as it happens"); });
+  EXPECT_EQ(test::Client(watcher, top).reply.error, 0);
+  ASSERT_TRUE(other([&] { put(*this / "a/limit/b/g", "without a barrier"); }));
+  EXPECT_TRUE(client->catches_up());
+}
+
+// More directories past the limit than are kept apart: all is read again, until they can be watched.
+TEST_P(WatcherTest, FarPastTheLimitOfWatches) {
+  if (GetParam().kind != wire::WatchKind::kInotify) return;
+  faults.set(GetParam().faults + std::string("agent.watch_limit *limit*\n"));
+  ASSERT_TRUE(faults.reaches("agent.watch_limit", "limit", true));
+  act([&] {
+    for (std::size_t i = 0; i <= kMaxUnwatched; ++i)
+      fs::create_directory(*this / ("limit" + std::to_string(i)));
+  });
+  act([&] { put(*this / "limit7/f", "not watched, yet told at the barrier"); });
+  EXPECT_GE(client->model->losts, 1U);
+  faults.set(GetParam().faults);
+  ASSERT_TRUE(faults.reaches("agent.watch_limit", "limit", false));
+  client->settle();
+  EXPECT_EQ(client->model->differences(), "");
+  const auto before = client->model->losts;
+  act([&] { put(*this / "limit9/f", "watched"); });
+  EXPECT_EQ(client->model->losts, before);
+  EXPECT_EQ(test::Client(watcher, top).reply.error, 0);
 }
 
 TEST_P(WatcherTest, NobodyWatchesAnyMore) {
@@ -382,6 +372,65 @@ TEST_P(WatcherTest, NobodyWatchesAnyMore) {
   act([&] { put(*this / "f", "watched again"); });
 }
 
+// Directories that were pushed out of the table of places are found again by what waits in them.
+TEST_P(WatcherTest, MoreDirectoriesThanAreRemembered) {
+  client.reset();
+  Watcher small(log, Versions::process(), 64);
+  constexpr int kDirectories = 1500;
+  const auto at = [&](int i) { return *this / ("d" + std::to_string(i % 10) + "/e" + std::to_string(i)); };
+  for (int i = 0; i < kDirectories; ++i) {
+    fs::create_directories(at(i));
+    put(at(i) + "/f", "f");
+  }
+  test::Client one(small, top);
+  ASSERT_EQ(one.reply.kind, GetParam().kind);
+  for (const mode_t mode : {0600U, 0640U}) {
+    ASSERT_TRUE(other([&] {
+      for (int i = 0; i < kDirectories; ++i) ::chmod((at(i) + "/f").c_str(), mode);
+      for (int i = 0; i < kDirectories; ++i) put(at(i) + "/g", std::to_string(mode));
+    }));
+    one.settle();
+    ASSERT_EQ(one.model->differences(), "");
+  }
+  ASSERT_TRUE(other([&] {
+    for (int i = 0; i < kDirectories; i += 2) fs::remove_all(at(i));
+    for (int i = 0; i < kDirectories; i += 4) fs::create_directories(at(i) + "/again/deep");
+  }));
+  one.settle();
+  EXPECT_EQ(one.model->differences(), "");
+  EXPECT_EQ(one.model->losts, 0U);
+}
+
+// A session that ends waits for nothing that the watcher does for it, and is not touched afterwards.
+TEST_P(WatcherTest, AnEndWaitsForNoCall) {
+  faults.set(GetParam().faults + std::string("agent.hold_watch\n"));
+  ASSERT_TRUE(faults.reaches("agent.hold_watch", "", true));
+  auto served = std::make_unique<EventLog>();
+  auto queued = std::make_unique<EventLog>();
+  const auto call = [&](EventLog* events) {
+    return watcher.watch(events, *events, 1, client->root, test::Client::soon()).error().as_errno();
+  };
+  std::atomic<int> first{0};
+  std::atomic<int> second{0};
+  {
+    const std::jthread one([&] { first = call(served.get()); });
+    const std::jthread two([&] { second = call(queued.get()); });
+    // Both are on their way or wait: forget() ends them whenever they come to wait.
+    EXPECT_TRUE(test::eventually([&] {
+      watcher.forget(served.get());
+      watcher.forget(queued.get());
+      return first != 0 && second != 0;
+    }));
+  }
+  EXPECT_EQ(first.load(), ESHUTDOWN);
+  EXPECT_EQ(second.load(), ESHUTDOWN);
+  served.reset();
+  queued.reset();
+  faults.set(GetParam().faults);
+  ASSERT_TRUE(faults.reaches("agent.hold_watch", "", false));
+  act([&] { put(*this / "after", "after"); });
+}
+
 // What this agent does itself is no event; the others are told by op_applied(), the maker only when a look
 // ran beside it.
 TEST_P(WatcherTest, OwnOperations) {
@@ -389,7 +438,7 @@ TEST_P(WatcherTest, OwnOperations) {
   const auto op = [&](const std::string& path, const std::function<void()>& action, bool made = false) {
     const auto begun = watcher.op_begins();
     action();
-    OwnChange change{client->root, {path}, {}, made};
+    OwnChange change{client->root, {path}, {}, made, {}};
     if (const auto st = stat_at(AT_FDCWD, (*this / path).c_str())) {
       (void)Versions::process().bump(node_of(*st));
       change.attr = make_attr(*st);
@@ -451,12 +500,7 @@ TEST_P(WatcherTest, TwoFileSystemsWithEqualInodeNumbers) {
   act([&] { put(*this / "late/g", "beneath"); });
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, WatcherTest,
-                         ::testing::Values(Kind{"fanotify", "", wire::WatchKind::kFanotify},
-                                           Kind{"fanotify_basic", "agent.no_fan_rename\n",
-                                                wire::WatchKind::kFanotify},
-                                           Kind{"inotify", "agent.no_fanotify\n", wire::WatchKind::kInotify}),
-                         [](const auto& kind) { return std::string(kind.param.name); });
+INSTANTIATE_TEST_SUITE_P(Kinds, WatcherTest, test::kinds(), test::kind_name);
 
 }  // namespace
 }  // namespace nearbox::agent

@@ -10,7 +10,7 @@
 namespace nearbox::agent {
 namespace {
 
-constexpr std::size_t kEntryCost = 192;  // what a name weighs besides its bytes
+constexpr std::size_t kEntryCost = 224;  // what a name weighs besides its bytes
 
 wire::NodeId dir_of(const std::string& key) {
   wire::NodeId dir;
@@ -49,6 +49,7 @@ bool Coalescer::add(const Hint& hint, TimePoint now) {
   const Id id = entry_of(hint);
   Entry& entry = entries_[id];
   entry.flags |= hint.flags | kHintLook;
+  if (hint.place) entry.place = hint.place;
   const bool changed = (hint.flags & (kHintContent | kHintBorn)) != 0;
   if (changed && !hint.target.empty() &&
       std::find(entry.targets.begin(), entry.targets.end(), hint.target) == entry.targets.end()) {
@@ -76,13 +77,15 @@ std::optional<Coalescer::TimePoint> Coalescer::next_due() const {
 
 Coalescer::Item Coalescer::take_entry(Id id, TimePoint now) {
   Entry& entry = entries_[id];
-  Item item{dir_of(entry.key), entry.key.substr(kPlaceDirBytes), entry.flags, std::move(entry.targets)};
+  Item item{dir_of(entry.key), entry.key.substr(kPlaceDirBytes), entry.flags, std::move(entry.targets),
+            std::move(entry.place)};
   for (const auto& target : item.targets) bytes_ -= target.size() + sizeof(std::string);
   const bool busy = entry.interval.count() != 0 && now < entry.last + 2 * entry.interval + kFirstInterval;
   entry.interval = busy ? std::min(2 * entry.interval, kLongestInterval) : kFirstInterval;
   entry.last = now;
   entry.flags = 0;
   entry.targets.clear();
+  entry.place.reset();
   entry.pending = false;
   --pending_;
   cooling_.push_back({now + kCooling, id, entry.uses});

@@ -36,6 +36,7 @@ class Coalescer {
     std::string name;
     std::uint32_t flags = 0;
     std::vector<std::string> targets;  // different ones that content changes were told of
+    HandleRef place;                   // as in the last hint that had one
   };
 
   bool add(const Hint& hint, TimePoint now);
@@ -59,6 +60,7 @@ class Coalescer {
     std::string key;  // of place_key()
     std::uint32_t flags = 0;
     std::vector<std::string> targets;
+    HandleRef place;
     TimePoint last{};
     std::chrono::milliseconds interval{0};  // 0: quiet until now
     TimePoint due{};

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/agent/watch/fanotify_source.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <fcntl.h>
@@ -10,7 +11,6 @@
 
 #include "client/base/fault.h"
 #include "tools/agent/fs_path.h"
-#include "tools/agent/mounts.h"
 
 namespace nearbox::agent {
 namespace {
@@ -38,7 +38,7 @@ struct HandleBuffer {
 
 }  // namespace
 
-base::Result<std::unique_ptr<WatchSource>> make_fanotify_source() {
+base::Result<std::unique_ptr<WatchSource>> make_fanotify_source(std::size_t max_dirs) {
   if (base::fault::active("agent.no_fanotify")) return base::errno_error(EPERM, "fanotify");
   const bool rename = !base::fault::active("agent.no_fan_rename");
   // FAN_RENAME and the handles of targets came with one kernel (5.17).
@@ -47,78 +47,125 @@ base::Result<std::unique_ptr<WatchSource>> make_fanotify_source() {
   const bool targets = static_cast<bool>(fd);
   if (!fd) fd.reset(::fanotify_init(kBasic, O_RDONLY | O_CLOEXEC));
   if (!fd) return base::last_errno("fanotify");
-  return std::unique_ptr<WatchSource>(std::make_unique<FanotifySource>(std::move(fd), targets));
+  return std::unique_ptr<WatchSource>(std::make_unique<FanotifySource>(std::move(fd), targets, max_dirs));
 }
 
-FanotifySource::FanotifySource(base::UniqueFd group, bool targets)
-    : group_(std::move(group)), targets_(targets), self_(::getpid()), buffer_(kReadBuffer) {}
+FanotifySource::FanotifySource(base::UniqueFd group, bool targets, std::size_t max_dirs)
+    : group_(std::move(group)), targets_(targets), self_(::getpid()), buffer_(kReadBuffer), dirs_(max_dirs) {}
 
-base::Result<FanotifySource::Fs*> FanotifySource::mark(int dir) {
+std::uint64_t FanotifySource::mask() const {
+  const std::uint64_t names = targets_ ? FAN_RENAME : FAN_MOVED_FROM | FAN_MOVED_TO;
+  return FAN_CREATE | FAN_DELETE | names | kBytes | FAN_ATTRIB | FAN_ONDIR;
+}
+
+// `dir`: O_PATH, on the file system; `point`: where that is mounted, empty for the one of a root.
+base::Result<void> FanotifySource::mark(int dir, const std::string& point) {
   struct statfs fs {};
   struct stat st {};
   if (::fstatfs(dir, &fs) != 0 || ::fstat(dir, &st) != 0) return base::last_errno("statfs");
-  for (auto& known : file_systems_) {
-    if (known->dev == st.st_dev) return known.get();
-  }
-  if (file_systems_.size() >= kMaxFileSystems) return base::errno_error(EMFILE, "file systems");
-  auto made = std::make_unique<Fs>();
-  // Not O_PATH: open_by_handle_at() takes no such descriptor for the mount.
-  made->mount.reset(::openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!made->mount) return base::last_errno("open");
-  made->dev = st.st_dev;
-  std::memcpy(made->fsid.data(), &fs.f_fsid, sizeof fs.f_fsid);
+  Fsid fsid{};
+  std::memcpy(fsid.data(), &fs.f_fsid, sizeof fs.f_fsid);
   // An identity that names no file system or two of them would mix their handles up.
-  if (made->fsid == Fsid{}) return base::errno_error(ENODEV, "fsid");
-  for (auto& known : file_systems_) {
-    if (known->fsid == made->fsid) return base::errno_error(EXDEV, "fsid");
+  if (fsid == Fsid{}) return base::errno_error(ENODEV, "fsid");
+  Fs* known = nullptr;
+  for (auto& one : file_systems_) {
+    if (one->dev == st.st_dev) known = one.get();
+    if (one->dev != st.st_dev && one->fsid == fsid) return base::errno_error(EXDEV, "fsid");
   }
-  const std::uint64_t names = targets_ ? FAN_RENAME : FAN_MOVED_FROM | FAN_MOVED_TO;
-  const std::uint64_t mask = FAN_CREATE | FAN_DELETE | names | kBytes | FAN_ATTRIB | FAN_ONDIR;
-  if (::fanotify_mark(group_.get(), FAN_MARK_ADD | FAN_MARK_FILESYSTEM, mask, made->mount.get(), nullptr) !=
-      0) {
+  if (known == nullptr && file_systems_.size() >= kMaxFileSystems) {
+    return base::errno_error(EMFILE, "file systems");
+  }
+  const base::UniqueFd opened(::openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!opened) return base::last_errno("open");
+  // Also what is known: it may be another one by now, with the number of the first.
+  if (::fanotify_mark(group_.get(), FAN_MARK_ADD | FAN_MARK_FILESYSTEM, mask(), opened.get(), nullptr) != 0) {
     return base::last_errno("fanotify_mark");
   }
-  file_systems_.push_back(std::move(made));
-  return file_systems_.back().get();
+  if (known == nullptr) {
+    file_systems_.push_back(std::make_unique<Fs>());
+    known = file_systems_.back().get();
+  }
+  known->dev = st.st_dev;
+  known->fsid = fsid;
+  if (!point.empty()) known->points.insert(point);
+  return {};
 }
 
 base::Result<void> FanotifySource::add_root(const RootPtr& root, std::size_t index, HintSink& /*sink*/) {
-  auto fs = mark(root->dir.get());
-  if (!fs) return std::move(fs).error();
-  // Proves that this process may open by handle as well.
-  Dir* const dir = dir_of_fd(root->dir.get());
-  if (dir == nullptr || !open_handle(dir->key, O_PATH | O_DIRECTORY)) {
-    return base::errno_error(EPERM, "open by handle");
-  }
-  for (const auto& below : MountTable::load().ordinary_below(root->path)) {
-    if (auto marked = add_mount(root, below); !marked) return marked;
-  }
+  if (auto marked = mark(root->dir.get(), {}); !marked) return marked;
   if (roots_.size() <= index) roots_.resize(index + 1);
-  roots_[index] = root->node;
+  auto& mine = roots_[index];
+  mine.node = root->node;
+  mine.dev = root->node.dev;
+  mine.dir.reset(::openat(root->dir.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   root_nodes_[root->node].set(index);
-  return {};
+  // Proves that this process may open by handle as well.
+  const Dir* const dir = dir_of_fd(root->dir.get());
+  if (dir != nullptr && open_handle(*dir->key, O_PATH | O_DIRECTORY)) return {};
+  remove_root(index);
+  return base::errno_error(EPERM, "open by handle");
 }
 
 base::Result<void> FanotifySource::add_mount(const RootPtr& /*root*/, const std::string& path) {
-  const base::UniqueFd fd(::open(path.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-  if (!fd) return {};  // hidden below another mount, or a file
-  if (auto marked = mark(fd.get()); !marked) return std::move(marked).error().during(path);
   ++generation_;  // the directories beneath have others above them now
+  mounted_.erase(path);
+  const base::UniqueFd fd(::open(path.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  struct stat st {};
+  if (!fd || ::fstat(fd.get(), &st) != 0) return {};  // gone, hidden below another mount, or a file
+  if (auto marked = mark(fd.get(), path); !marked) return std::move(marked).error().during(path);
+  const base::UniqueFd up(::openat(fd.get(), "..", O_PATH | O_DIRECTORY | O_CLOEXEC));
+  struct stat above {};
+  if (!up || ::fstat(up.get(), &above) != 0 || node_of(above) == node_of(st)) return {};
+  (void)dir_of_fd(fd.get());
+  (void)dir_of_fd(up.get());
+  mounted_[path] = {node_of(st), node_of(above)};
   return {};
 }
 
+void FanotifySource::set_mounts(const MountTable& mounts) {
+  std::erase_if(mounted_, [&](const auto& one) { return mounts.device_at(one.first) == 0; });
+  for (auto& fs : file_systems_) {
+    std::erase_if(fs->points, [&](const std::string& at) { return mounts.device_at(at) != fs->dev; });
+  }
+  // The kernel took the mark of one that is gone with it.
+  std::erase_if(file_systems_, [&](const auto& fs) { return fs->points.empty() && !rooted(fs->dev); });
+}
+
+bool FanotifySource::rooted(dev_t dev) const {
+  return std::any_of(roots_.begin(), roots_.end(),
+                     [&](const WatchedRoot& root) { return root.dir && root.dev == dev; });
+}
+
 void FanotifySource::remove_root(std::size_t index) {
-  if (index >= roots_.size()) return;
-  const auto it = root_nodes_.find(roots_[index]);
-  if (it == root_nodes_.end()) return;
-  it->second.reset(index);
-  if (it->second.none()) root_nodes_.erase(it);
+  if (index >= roots_.size() || roots_[index].node == wire::NodeId{}) return;
+  const auto gone = std::move(roots_[index]);
+  roots_[index] = WatchedRoot{};
+  if (const auto it = root_nodes_.find(gone.node); it != root_nodes_.end()) {
+    it->second.reset(index);
+    if (it->second.none()) root_nodes_.erase(it);
+  }
+  std::erase_if(file_systems_, [&](const auto& fs) {
+    const bool unused = fs->dev == gone.dev && fs->points.empty() && !rooted(fs->dev);
+    const unsigned remove = FAN_MARK_REMOVE | FAN_MARK_FILESYSTEM;
+    if (unused) (void)::fanotify_mark(group_.get(), remove, mask(), gone.dir.get(), nullptr);
+    return unused;
+  });
 }
 
 std::size_t FanotifySource::queued() {
   int bytes = 0;  // a metadata's size for each event: linux v6.1 fanotify_user.c, fanotify_ioctl()
   if (::ioctl(group_.get(), FIONREAD, &bytes) != 0 || bytes < 0) return 0;
   return static_cast<std::size_t>(bytes);
+}
+
+// A descriptor on the file system, for handles.
+base::UniqueFd FanotifySource::open_on(const Fs& fs) const {
+  for (const auto& point : fs.points) {
+    base::UniqueFd fd(::open(point.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    struct stat st {};
+    if (fd && ::fstat(fd.get(), &st) == 0 && st.st_dev == fs.dev) return fd;
+  }
+  return base::UniqueFd();
 }
 
 base::UniqueFd FanotifySource::open_handle(const std::string& key, int flags) const {
@@ -131,95 +178,93 @@ base::UniqueFd FanotifySource::open_handle(const std::string& key, int flags) co
     handle.handle_bytes = static_cast<unsigned>(key.size() - head);
     std::memcpy(&handle.handle_type, key.data() + sizeof(fsid_t), sizeof handle.handle_type);
     std::memcpy(handle.f_handle, key.data() + head, handle.handle_bytes);
-    return base::UniqueFd(::open_by_handle_at(fs->mount.get(), &handle, flags | O_CLOEXEC));
+    const auto root = std::find_if(roots_.begin(), roots_.end(),
+                                   [&](const WatchedRoot& one) { return one.dir && one.dev == fs->dev; });
+    const auto opened = root == roots_.end() ? open_on(*fs) : base::UniqueFd();
+    const int mount = root == roots_.end() ? opened.get() : root->dir.get();
+    return base::UniqueFd(::open_by_handle_at(mount, &handle, flags | O_CLOEXEC));
   }
   return base::UniqueFd();
-}
-
-FanotifySource::Dir* FanotifySource::keep(wire::NodeId node, std::string key) {
-  if (dirs_.size() >= kMaxDirs) {
-    by_key_.clear();
-    dirs_.clear();
-  }
-  auto& slot = dirs_[node];
-  if (!slot) {
-    slot = std::make_unique<Dir>();
-  } else {
-    by_key_.erase(slot->key);  // an inode number used again
-  }
-  *slot = Dir{node, std::move(key), wire::NodeId{}, false, 0};
-  by_key_[slot->key] = slot.get();
-  return slot.get();
 }
 
 // The directory of an open descriptor; nothing when its file system is none of ours.
 FanotifySource::Dir* FanotifySource::dir_of_fd(int fd) {
   struct stat st {};
   if (::fstat(fd, &st) != 0) return nullptr;
-  const auto known = dirs_.find(node_of(st));
   HandleBuffer buffer;
   buffer.get().handle_bytes = MAX_HANDLE_SZ;
   int mount_id = 0;
   if (::name_to_handle_at(fd, "", &buffer.get(), &mount_id, AT_EMPTY_PATH) != 0) return nullptr;
   for (const auto& fs : file_systems_) {
     if (fs->dev != st.st_dev) continue;
-    auto key = handle_key(fs->fsid.data(), buffer.get());
-    if (known != dirs_.end() && known->second->key == key) return known->second.get();
-    return keep(node_of(st), std::move(key));
+    const auto key = handle_key(fs->fsid.data(), buffer.get());
+    Dir* const known = dirs_.find(node_of(st));
+    return known != nullptr && *known->key == key ? known : dirs_.put(node_of(st), key);
   }
   return nullptr;
 }
 
 // Nothing when it is gone.
 FanotifySource::Dir* FanotifySource::dir_of_key(const std::string& key) {
-  if (const auto it = by_key_.find(key); it != by_key_.end()) return it->second;
+  if (Dir* const known = dirs_.find(key)) return known;
   const auto fd = open_handle(key, O_PATH | O_DIRECTORY);
   struct stat st {};
   if (!fd || ::fstat(fd.get(), &st) != 0) return nullptr;
-  return keep(node_of(st), key);
+  return dirs_.put(node_of(st), key);
 }
 
 // The node of the directory above, looked up where it is not known (any more); itself at the top.
-wire::NodeId FanotifySource::parent_of(Dir& dir) {
+wire::NodeId FanotifySource::parent_of(const Dir& dir) {
   if (dir.parent_known && dir.generation == generation_) return dir.parent;
-  const auto fd = open_handle(dir.key, O_PATH | O_DIRECTORY);
-  if (!fd) return dir.node;
+  const auto node = dir.node;
+  const auto fd = open_handle(*dir.key, O_PATH | O_DIRECTORY);
+  if (!fd) return node;
   const base::UniqueFd up(::openat(fd.get(), "..", O_PATH | O_DIRECTORY | O_CLOEXEC));
   struct stat st {};
-  if (!up || ::fstat(up.get(), &st) != 0) return dir.node;
-  const auto node = dir.node;
+  if (!up || ::fstat(up.get(), &st) != 0) return node;
   const auto parent = node_of(st);
-  if (parent != node) {
-    (void)dir_of_fd(up.get());  // may clear the table
-    const auto again = dirs_.find(node);
-    if (again == dirs_.end()) return parent;
-    again->second->parent = parent;
-    again->second->parent_known = true;
-    again->second->generation = generation_;
-    return parent;
+  if (parent != node) (void)dir_of_fd(up.get());  // may push `dir` out of the table
+  if (Dir* const again = dirs_.find(node)) {
+    again->parent = parent;
+    again->parent_known = true;
+    again->generation = generation_;
   }
-  dir.parent = node;
-  dir.parent_known = true;
-  dir.generation = generation_;
-  return node;
+  return parent;
 }
 
 RootSet FanotifySource::roots_of(wire::NodeId dir) {
   RootSet found;
-  for (std::size_t level = 0; level < kMaxLevels; ++level) {
-    if (const auto root = root_nodes_.find(dir); root != root_nodes_.end()) found |= root->second;
-    const auto it = dirs_.find(dir);
-    if (it == dirs_.end()) break;
-    const auto parent = parent_of(*it->second);
-    if (parent == dir) break;
-    dir = parent;
+  std::vector<wire::NodeId> ways{dir};
+  std::vector<const Above*> taken;
+  for (std::size_t level = 0; level < kMaxLevels && !ways.empty(); ++level) {
+    const auto at = ways.back();
+    ways.pop_back();
+    if (const auto root = root_nodes_.find(at); root != root_nodes_.end()) found |= root->second;
+    for (const auto& [place, above] : mounted_) {
+      if (above.node != at || std::find(taken.begin(), taken.end(), &above) != taken.end()) continue;
+      taken.push_back(&above);
+      ways.push_back(above.parent);
+    }
+    const Dir* const known = dirs_.find(at);
+    if (known == nullptr) continue;
+    const auto parent = parent_of(*known);
+    if (parent != at) ways.push_back(parent);
   }
   return found;
 }
 
+void FanotifySource::recall(wire::NodeId dir, const HandleRef& place) {
+  if (place && dirs_.find(dir) == nullptr) (void)dir_of_key(*place);
+}
+
+HandleRef FanotifySource::place_of(wire::NodeId dir) {
+  const Dir* const known = dirs_.find(dir);
+  return known == nullptr ? HandleRef{} : known->key;
+}
+
 base::UniqueFd FanotifySource::open_dir(wire::NodeId dir) {
-  const auto it = dirs_.find(dir);
-  return it == dirs_.end() ? base::UniqueFd() : open_handle(it->second->key, O_PATH | O_DIRECTORY);
+  const Dir* const known = dirs_.find(dir);
+  return known == nullptr ? base::UniqueFd() : open_handle(*known->key, O_PATH | O_DIRECTORY);
 }
 
 std::optional<Stat> FanotifySource::target(std::string_view handle) {
@@ -319,12 +364,13 @@ void FanotifySource::take(const struct fanotify_event_metadata& event, const Rec
   if ((event.mask & FAN_RENAME) != 0) return renamed(records, directory, sink);
   if (records.from.dir.empty()) {
     // No name: the link count of a node with other names changed.
-    if (!records.target.empty()) sink.hint({{}, {}, kHintLook, records.target});
+    if (!records.target.empty()) sink.hint({{}, {}, kHintLook, records.target, {}});
     return;
   }
-  Dir* const dir = dir_of_key(records.from.dir);
+  const Dir* const dir = dir_of_key(records.from.dir);
   if (dir == nullptr) return;
   const auto node = dir->node;
+  const auto place = dir->key;
   if (directory && (event.mask & (FAN_DELETE | FAN_MOVED_FROM)) != 0) sink.check_roots();
   std::uint32_t flags = kHintLook;
   if ((event.mask & kBytes) != 0) flags |= kHintContent;
@@ -341,29 +387,32 @@ void FanotifySource::take(const struct fanotify_event_metadata& event, const Rec
   if (roots.none()) {
     // A file with another name below a root may have been written through this one.
     if ((flags & kHintContent) != 0 && (flags & kHintBorn) == 0 && !records.target.empty()) {
-      sink.hint({{}, {}, flags, records.target});
+      sink.hint({{}, {}, flags, records.target, {}});
     }
     return;
   }
   const auto name = records.from.name == "." ? std::string_view{} : records.from.name;
-  sink.hint({node, name, flags, records.target});
+  sink.hint({node, name, flags, records.target, place});
+  // Its number may be used again. By its own handle; what waits in it has that still.
+  if (directory && (event.mask & FAN_DELETE) != 0 && !records.target.empty()) dirs_.erase(records.target);
 }
 
 // A directory is elsewhere now: what is known of the place of those below it follows from its own.
 void FanotifySource::moved(const Records& records) {
-  const auto it = records.target.empty() ? by_key_.end() : by_key_.find(records.target);
-  if (it != by_key_.end()) {
-    it->second->parent_known = false;
-  } else if (records.target.empty()) {
+  if (records.target.empty()) {
     ++generation_;
+  } else if (Dir* const known = dirs_.find(records.target)) {
+    known->parent_known = false;
   }
 }
 
 void FanotifySource::renamed(const Records& records, bool directory, HintSink& sink) {
-  Dir* dir = dir_of_key(records.from.dir);
+  const Dir* dir = dir_of_key(records.from.dir);
   const auto from = dir == nullptr ? wire::NodeId{} : dir->node;
+  const auto from_place = dir == nullptr ? HandleRef{} : dir->key;
   dir = dir_of_key(records.to.dir);
   const auto to = dir == nullptr ? wire::NodeId{} : dir->node;
+  const auto to_place = dir == nullptr ? HandleRef{} : dir->key;
   const auto roots_from = from == wire::NodeId{} ? RootSet{} : roots_of(from);
   const auto roots_to = to == wire::NodeId{} ? RootSet{} : roots_of(to);
   if (directory) sink.check_roots();
@@ -372,9 +421,10 @@ void FanotifySource::renamed(const Records& records, bool directory, HintSink& s
   const bool arrived =
       (roots_to & ~roots_from).any() || (directory && sink.untold(from, records.from.name, records.target));
   if (roots_to.any()) {
-    sink.hint({to, records.to.name, flags | (arrived ? kHintFresh | kHintBorn : 0U), records.target});
+    sink.hint(
+        {to, records.to.name, flags | (arrived ? kHintFresh | kHintBorn : 0U), records.target, to_place});
   }
-  if (roots_from.any()) sink.hint({from, records.from.name, flags, {}});
+  if (roots_from.any()) sink.hint({from, records.from.name, flags, {}, from_place});
 }
 
 // Without FAN_RENAME: what was written under the old name may not have been seen there, so the bytes

@@ -3,18 +3,20 @@
 
 #include <array>
 #include <chrono>
+#include <map>
+#include <set>
 #include <sys/fanotify.h>
 #include <unordered_map>
 #include <vector>
 
+#include "tools/agent/watch/dir_table.h"
 #include "tools/agent/watch/node_hash.h"
 #include "tools/agent/watch/source.h"
 
 namespace nearbox::agent {
 
 inline constexpr std::size_t kMaxFileSystems = 64;
-inline constexpr std::size_t kMaxDirs = 64 * 1024;  // whose place is remembered; past it all are forgotten
-inline constexpr std::size_t kMaxLevels = 2048;     // PATH_MAX allows no deeper directory
+inline constexpr std::size_t kMaxLevels = 2048;  // PATH_MAX allows no deeper directory
 inline constexpr std::size_t kReadBuffer = 128 * 1024;
 inline constexpr std::chrono::milliseconds kPairWithin{100};  // MOVED_FROM and its MOVED_TO
 
@@ -29,16 +31,19 @@ inline constexpr std::chrono::milliseconds kPairWithin{100};  // MOVED_FROM and 
 //          file systems without handles or an identity (overlayfs, FUSE, btrfs subvolumes).
 class FanotifySource final : public WatchSource {
  public:
-  FanotifySource(base::UniqueFd group, bool targets);
+  FanotifySource(base::UniqueFd group, bool targets, std::size_t max_dirs);
 
   wire::WatchKind kind() const override { return wire::WatchKind::kFanotify; }
   int fd() const override { return group_.get(); }
   base::Result<void> add_root(const RootPtr& root, std::size_t index, HintSink& sink) override;
+  void set_mounts(const MountTable& mounts) override;
   base::Result<void> add_mount(const RootPtr& root, const std::string& path) override;
   void remove_root(std::size_t index) override;
   std::uint64_t directories() const override { return 0; }
   std::size_t read(HintSink& sink) override;
   std::size_t queued() override;
+  void recall(wire::NodeId dir, const HandleRef& place) override;
+  HandleRef place_of(wire::NodeId dir) override;
   base::UniqueFd open_dir(wire::NodeId dir) override;
   RootSet roots_of(wire::NodeId dir) override;
   std::optional<Stat> target(std::string_view handle) override;
@@ -46,18 +51,23 @@ class FanotifySource final : public WatchSource {
 
  private:
   using Fsid = std::array<char, sizeof(fsid_t)>;
+  // Reached through a root on it, else through what is mounted: no descriptor is kept there, or nobody could
+  // unmount it.
   struct Fs {
-    base::UniqueFd mount;
     dev_t dev = 0;
     Fsid fsid{};
+    std::set<std::string> points;
   };
-  struct Dir {
+  struct WatchedRoot {
     wire::NodeId node;
-    std::string key;
-    wire::NodeId parent;
-    bool parent_known = false;
-    std::uint32_t generation = 0;
+    dev_t dev = 0;
+    base::UniqueFd dir = base::UniqueFd();  // not O_PATH: open_by_handle_at() takes no such descriptor
   };
+  struct Above {  // of what is mounted
+    wire::NodeId node;
+    wire::NodeId parent;
+  };
+  using Dir = DirTable::Dir;
   struct Place {
     std::string dir;        // key; empty: none
     std::string_view name;  // in the buffer
@@ -68,12 +78,14 @@ class FanotifySource final : public WatchSource {
     std::string target;
   };
 
-  base::Result<Fs*> mark(int dir);
+  base::Result<void> mark(int dir, const std::string& point);
+  std::uint64_t mask() const;
+  bool rooted(dev_t dev) const;
+  base::UniqueFd open_on(const Fs& fs) const;
   base::UniqueFd open_handle(const std::string& key, int flags) const;
-  Dir* keep(wire::NodeId node, std::string key);
   Dir* dir_of_fd(int fd);
   Dir* dir_of_key(const std::string& key);
-  wire::NodeId parent_of(Dir& dir);
+  wire::NodeId parent_of(const Dir& dir);
   static Records parse(const char* at, const char* end);
   void take(const struct fanotify_event_metadata& event, const Records& records, HintSink& sink);
   void moved(const Records& records);
@@ -85,9 +97,9 @@ class FanotifySource final : public WatchSource {
   const std::int32_t self_;
   std::vector<char> buffer_;
   std::vector<std::unique_ptr<Fs>> file_systems_;
-  std::unordered_map<wire::NodeId, std::unique_ptr<Dir>, NodeHash> dirs_;
-  std::unordered_map<std::string, Dir*> by_key_;
-  std::vector<wire::NodeId> roots_;  // by index
+  DirTable dirs_;
+  std::vector<WatchedRoot> roots_;        // by index
+  std::map<std::string, Above> mounted_;  // by place; what a bind mount shows has two directories above it
   std::unordered_map<wire::NodeId, RootSet, NodeHash> root_nodes_;
   std::uint32_t generation_ = 0;      // moves of directories that could not be told
   std::int32_t moved_from_pid_ = -1;  // who moved a directory away last, and below which roots

@@ -73,8 +73,28 @@ int InotifySource::watch(int fd, wire::NodeId node, wire::NodeId parent, std::st
   return 0;
 }
 
+// Past the limit. What lies below another one is looked at with it.
+void InotifySource::unwatched(wire::NodeId parent, std::string_view name) {
+  if (dirs_.count(parent) == 0) return;
+  if (unwatched_.size() < kMaxUnwatched) {
+    unwatched_.emplace(parent, name);
+  } else {
+    too_many_unwatched_ = true;
+  }
+}
+
+bool InotifySource::retry(HintSink& sink) {
+  if (too_many_unwatched_) return false;
+  // Who still cannot be watched comes back when it is listed.
+  const auto tries = std::move(unwatched_);
+  unwatched_.clear();
+  constexpr auto kFlags = kHintLook | kHintFresh | kHintBorn | kHintUnwatched | kHintAtOnce;
+  for (const auto& [parent, name] : tries) sink.hint({parent, name, kFlags, {}, {}});
+  return true;
+}
+
 // Watches a directory of a root and all below it, each before it is listed.
-int InotifySource::watch_below(const RootPtr& root, const std::string& start) {
+int InotifySource::watch_below(const RootPtr& root, const std::string& start, AtLimit at_limit) {
   std::vector<std::string> waiting{start};
   while (!waiting.empty()) {
     const auto path = std::move(waiting.back());
@@ -95,11 +115,10 @@ int InotifySource::watch_below(const RootPtr& root, const std::string& start) {
     const bool known_root = path.empty() && dirs_.count(node_of(st)) != 0;  // below another root
     const auto name = slash == std::string::npos ? path : path.substr(slash + 1);
     const int error = known_root ? 0 : watch(fd->get(), node_of(st), parent, name);
-    if (error == ENOSPC || error == ENOMEM) return error;
-    if (error != 0) {
-      if (path.empty()) return error;
-      continue;
-    }
+    const bool limit = error == ENOSPC || error == ENOMEM;
+    if (error != 0 && (path.empty() || (limit && at_limit == AtLimit::kStop))) return error;
+    if (limit) unwatched(parent, name);
+    if (error != 0) continue;
     const std::unique_ptr<DIR, CloseDir> handle(::fdopendir(fd->get()));
     if (!handle) continue;
     const int number = fd->release();
@@ -108,7 +127,10 @@ int InotifySource::watch_below(const RootPtr& root, const std::string& start) {
       if (entry == "." || entry == "..") continue;
       if (found->d_type != DT_DIR && found->d_type != DT_UNKNOWN) continue;
       auto below = join(path, entry);
-      if (mounts_.any_own() && mounts_.own_mount(join(root->path, below))) continue;
+      if (mounts_.any_own() || mounts_.any_foreign()) {
+        const auto absolute = root->path == "/" ? "/" + below : root->path + "/" + below;
+        if (mounts_.own_mount(absolute) || mounts_.foreign(absolute)) continue;
+      }
       struct stat sub {};
       if (found->d_type == DT_UNKNOWN &&
           (::fstatat(number, entry.c_str(), &sub, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISDIR(sub.st_mode))) {
@@ -121,7 +143,6 @@ int InotifySource::watch_below(const RootPtr& root, const std::string& start) {
 }
 
 base::Result<void> InotifySource::add_root(const RootPtr& root, std::size_t index, HintSink& /*sink*/) {
-  mounts_ = MountTable::load();
   if (roots_.size() <= index) roots_.resize(index + 1);
   roots_[index] = root;
   // The removal of the root is told to its parent alone: its own event waits for our descriptor.
@@ -130,16 +151,15 @@ base::Result<void> InotifySource::add_root(const RootPtr& root, std::size_t inde
   const int wd =
       ::inotify_add_watch(fd_.get(), above.c_str(), IN_DELETE | IN_MOVED_FROM | IN_ONLYDIR | IN_MASK_ADD);
   if (wd >= 0) above_roots_.insert(wd);
-  const int error = watch_below(root, "");
+  const int error = watch_below(root, "", AtLimit::kStop);
   if (error == 0) return {};
   remove_root(index);
   return base::errno_error(error, "inotify");
 }
 
 base::Result<void> InotifySource::add_mount(const RootPtr& root, const std::string& path) {
-  mounts_ = MountTable::load();
   const auto start = root->path == "/" ? root->path.size() : root->path.size() + 1;
-  const int error = path.size() > start ? watch_below(root, path.substr(start)) : 0;
+  const int error = path.size() > start ? watch_below(root, path.substr(start), AtLimit::kGoOn) : 0;
   if (error != 0) return base::errno_error(error, path);
   return {};
 }
@@ -173,9 +193,11 @@ void InotifySource::drop_outside() {
 }
 
 void InotifySource::rescan() {
-  mounts_ = MountTable::load();
+  unwatched_.clear();
+  too_many_unwatched_ = false;
   for (const auto& root : roots_) {
-    if (root && watch_below(root, "") != 0) incomplete_ = true;
+    const int error = root ? watch_below(root, "", AtLimit::kGoOn) : 0;
+    if (error == ENOSPC || error == ENOMEM) too_many_unwatched_ = true;
   }
 }
 
@@ -189,7 +211,7 @@ std::size_t InotifySource::read(HintSink& sink) {
   const auto ahead = deferred_.empty() ? 0U : 1U;
   const auto got = pull();
   settle_moves();
-  for (const auto& hint : deferred_) sink.hint({hint.dir, hint.name, hint.flags, {}});
+  for (const auto& hint : deferred_) sink.hint({hint.dir, hint.name, hint.flags, {}, {}});
   deferred_.clear();
   if (std::exchange(overflow_, false)) sink.overflow("the kernel's queue");
   if (std::exchange(check_roots_, false)) sink.check_roots();
@@ -344,7 +366,7 @@ std::optional<Stat> InotifySource::target(std::string_view /*handle*/) { return 
 void InotifySource::entered(int fd, wire::NodeId dir, wire::NodeId parent, std::string_view name) {
   if (parent == wire::NodeId{}) return;
   const int error = watch(fd, dir, parent, name);
-  if (error == ENOSPC || error == ENOMEM) incomplete_ = true;
+  if (error == ENOSPC || error == ENOMEM) unwatched(parent, name);
 }
 
 }  // namespace nearbox::agent

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <optional>
+#include <set>
 #include <sys/inotify.h>
 #include <unordered_map>
 #include <unordered_set>
@@ -14,8 +15,9 @@
 
 namespace nearbox::agent {
 
-inline constexpr std::size_t kMaxWatches = 512 * 1024;         // the kernel's limit is usually lower
-inline constexpr std::size_t kMaxDeferredHints = 256 * 1024;   // read ahead of their turn
+inline constexpr std::size_t kMaxWatches = 512 * 1024;        // the kernel's limit is usually lower
+inline constexpr std::size_t kMaxDeferredHints = 256 * 1024;  // read ahead of their turn
+inline constexpr std::size_t kMaxUnwatched = 1024;  // directories past the limit, without those below
 inline constexpr std::chrono::milliseconds kMoveSettles{500};  // then a MOVED_FROM has no MOVED_TO
 
 // Trees directory by directory with inotify, for where fanotify is not allowed or not possible.
@@ -29,7 +31,8 @@ inline constexpr std::chrono::milliseconds kMoveSettles{500};  // then a MOVED_F
 //          that lies outside the roots; nothing of the link count of a file that lost another name.
 // What lies in directories that this agent may not read is not told, until their mode says otherwise: then
 // they are told as new ones.
-// Bounds:  the kernel's max_user_watches or kMaxWatches; past it incomplete() is true for good.
+// Bounds:  the kernel's max_user_watches or kMaxWatches; incomplete() until retry() or rescan() could watch
+//          what is past it.
 class InotifySource final : public WatchSource {
  public:
   explicit InotifySource(base::UniqueFd fd);
@@ -37,10 +40,12 @@ class InotifySource final : public WatchSource {
   wire::WatchKind kind() const override { return wire::WatchKind::kInotify; }
   int fd() const override { return fd_.get(); }
   base::Result<void> add_root(const RootPtr& root, std::size_t index, HintSink& sink) override;
+  void set_mounts(const MountTable& mounts) override { mounts_ = mounts; }
   base::Result<void> add_mount(const RootPtr& root, const std::string& path) override;
   void remove_root(std::size_t index) override;
   std::uint64_t directories() const override { return by_wd_.size(); }
-  bool incomplete() const override { return incomplete_; }
+  bool incomplete() const override { return !unwatched_.empty() || too_many_unwatched_; }
+  bool retry(HintSink& sink) override;
   std::size_t read(HintSink& sink) override;
   std::size_t queued() override;
   void hidden() override { any_hidden_ = true; }
@@ -69,7 +74,9 @@ class InotifySource final : public WatchSource {
   };
 
   int watch(int fd, wire::NodeId node, wire::NodeId parent, std::string_view name);
-  int watch_below(const RootPtr& root, const std::string& path);
+  enum class AtLimit { kStop, kGoOn };
+  int watch_below(const RootPtr& root, const std::string& path, AtLimit at_limit);
+  void unwatched(wire::NodeId parent, std::string_view name);
   std::size_t pull();
   void take(const struct inotify_event& event, std::string_view name);
   void moved(const struct inotify_event& event, wire::NodeId dir, std::string_view name,
@@ -93,7 +100,8 @@ class InotifySource final : public WatchSource {
   MountTable mounts_;
   bool overflow_ = false;
   bool check_roots_ = false;
-  bool incomplete_ = false;
+  std::set<std::pair<wire::NodeId, std::string>> unwatched_;  // the highest: their parents are watched
+  bool too_many_unwatched_ = false;
   bool any_hidden_ = false;  // directories that this agent could not watch or look into
 };
 

@@ -44,8 +44,10 @@ bool read_target(int dir, const std::string& name, std::string& target) {
 
 }  // namespace
 
-bool Looker::own_mount(int dir, const std::string& name) const {
-  return mounts_.any_own() && !name.empty() && mounts_.own_mount(below(path_of(dir), name));
+bool Looker::untouched(int dir, const std::string& name) const {
+  if ((!mounts_.any_own() && !mounts_.any_foreign()) || name.empty()) return false;
+  const auto path = below(path_of(dir), name);
+  return mounts_.own_mount(path) || mounts_.foreign(path);
 }
 
 void Looker::look(WatchSource& source, std::vector<Item>::iterator from, std::vector<Item>::iterator to,
@@ -57,6 +59,7 @@ void Looker::look(WatchSource& source, std::vector<Item>::iterator from, std::ve
     }
     return;
   }
+  for (auto it = from; it != to; ++it) source.recall(it->dir, it->place);
   const auto roots = source.roots_of(from->dir);
   const auto fd = roots.none() ? base::UniqueFd() : source.open_dir(from->dir);
   for (auto it = from; it != to; ++it) {
@@ -69,41 +72,48 @@ void Looker::look(WatchSource& source, std::vector<Item>::iterator from, std::ve
 }
 
 // Bytes that changed belong to nodes, not names: each target gets its version, and one that is not
-// what the name shows is told by itself.
-void Looker::resolve_targets(WatchSource& source, const Item& item, wire::NodeId here, const RootSet& roots,
+// what the name shows is told by itself. True: what it shows is one of them, to be looked at once more.
+bool Looker::resolve_targets(WatchSource& source, const Item& item, wire::NodeId here, const RootSet& roots,
                              Findings& out) {
   const bool content = (item.flags & (kHintContent | kHintBorn)) != 0;
+  bool bumped_here = false;
   for (const auto& target : item.targets) {
-    const auto st = source.target(target);
+    auto st = source.target(target);
     if (!st) continue;
     const auto node = node_of(*st);
+    if (content) versions_.bump(node);
     if (node == here) {
-      if (content) versions_.bump(node);
+      bumped_here = content;
       continue;
     }
-    if (content) versions_.bump(node);
+    const auto as_of = versions_.now();
+    if (content) st = source.target(target);  // attributes of before the version would be told as newer
+    if (!st) continue;
     if (st->st_nlink == 0 || S_ISDIR(st->st_mode)) continue;
     if (here == wire::NodeId{} && item.dir == wire::NodeId{} && content && st->st_nlink < 2) continue;
     wire::NameState state;
     state.dir = node;
-    state.attr = make_attr(*st);
+    state.attr = make_attr(*st, as_of);
     out.there.push_back({std::move(state), roots});
   }
+  return bumped_here;
 }
 
 void Looker::look_at(WatchSource& source, int fd, const Item& item, const RootSet& roots, Findings& out) {
-  if (own_mount(fd, item.name)) return;
+  if (untouched(fd, item.name)) return;
   wire::NameState state;
   state.dir = item.dir;
   state.name = item.name;
   // "." rather than the descriptor itself: a directory that may not be searched is hidden too.
-  const auto looked = stat_at(fd, item.name.empty() ? "." : item.name.c_str());
-  const Stat st = looked ? *looked : Stat{};
+  const char* const name = item.name.empty() ? "." : item.name.c_str();
+  auto as_of = versions_.now();
+  const auto looked = stat_at(fd, name);
+  Stat st = looked ? *looked : Stat{};
   bool there = looked.ok();
   // Not gone: the directory's mode keeps this agent out.
   const bool hidden = !there && looked.error().as_errno() == EACCES;
   if (there && S_ISLNK(st.st_mode)) there = read_target(fd, item.name, state.target);
-  resolve_targets(source, item, there ? node_of(st) : wire::NodeId{}, roots, out);
+  bool bumped = resolve_targets(source, item, there ? node_of(st) : wire::NodeId{}, roots, out);
   if (hidden) source.hidden();
   if (!there) {
     if ((item.flags & kHintFresh) != 0) {
@@ -114,8 +124,17 @@ void Looker::look_at(WatchSource& source, int fd, const Item& item, const RootSe
     return;
   }
   const bool by_name = (item.flags & kHintContent) != 0 && item.targets.empty();
-  if (by_name || (item.flags & kHintBorn) != 0) versions_.bump(node_of(st));
-  state.attr = make_attr(st);
+  if (by_name || (item.flags & kHintBorn) != 0) {
+    versions_.bump(node_of(st));
+    bumped = true;
+  }
+  if (bumped) {
+    // Attributes of before the version would be told as newer than what an operation left meanwhile.
+    as_of = versions_.now();
+    const auto again = stat_at(fd, name);
+    if (again && wire::same_node(node_of(*again), node_of(st))) st = *again;
+  }
+  state.attr = make_attr(st, as_of);
   if (S_ISDIR(st.st_mode) && (item.flags & kHintFresh) != 0 && !item.name.empty()) {
     return list(source, fd, item, state.attr, roots, out);
   }
@@ -155,8 +174,15 @@ void Looker::list(WatchSource& source, int parent, const Item& item, const wire:
     listing.waiting.pop_front();
     complete = list_one(source, listing, path);
   }
-  for (auto& seen : listing.seen) out.there.push_back(std::move(seen));
-  if (!complete) out.lost.push_back({path_of(top.get()), roots});
+  ++listings_;
+  for (auto& seen : listing.seen) {
+    seen.listing = listings_;
+    out.there.push_back(std::move(seen));
+  }
+  if (complete) return;
+  const bool unwatched = (item.flags & kHintUnwatched) != 0;
+  if (unwatched) versions_.bump_all();  // also of files that were not come to
+  out.lost.push_back({path_of(top.get()), roots, unwatched});
 }
 
 // False: too many names for one listing.
@@ -179,9 +205,9 @@ bool Looker::list_one(WatchSource& source, Listing& listing, const std::string& 
     (void)fd->release();  // the handle closes it
     while (const struct dirent* found = ::readdir(handle.get())) {
       const std::string name = found->d_name;
-      if (name == "." || name == ".." || own_mount(number, name)) continue;
+      if (name == "." || name == ".." || untouched(number, name)) continue;
       if (++listing.names > kMaxFreshNames) return false;
-      Item item{dir, name, 0, {}};
+      Item item{dir, name, 0, {}, {}};
       if (auto waiting = names_.take_name(dir, name, Clock::now())) item = std::move(*waiting);
       item.flags &= ~static_cast<std::uint32_t>(kHintFresh);
       item.flags |= kHintBorn;  // what became of it elsewhere, nobody told

@@ -21,12 +21,15 @@ inline constexpr std::size_t kMaxMissed = 4096;
 struct Seen {
   wire::NameState state;
   RootSet roots;
+  std::uint32_t listing = 0;  // those of one listing are told together or not at all; 0: of none
+  std::uint64_t as_of = 0;    // DoneOps::now() of before the look
 };
 
 // A directory that the clients have to read by themselves.
 struct LostDir {
   std::string path;  // absolute
   RootSet roots;
+  bool content = false;
 };
 
 struct Findings {
@@ -38,7 +41,7 @@ struct Findings {
 // Looks at names that events spoke of, and lists directories that are new.
 //
 // Threads: one, the source's. Blocking system calls on the tree; no symlink is followed, and mounts of
-//          nearbox itself are not touched.
+//          nearbox itself and foreign ones are not touched.
 class Looker {
  public:
   Looker(Versions& versions, Coalescer& names) : versions_(versions), names_(names) {}
@@ -55,17 +58,18 @@ class Looker {
 
  private:
   struct Listing;
-  void resolve_targets(WatchSource& source, const Coalescer::Item& item, wire::NodeId here,
+  bool resolve_targets(WatchSource& source, const Coalescer::Item& item, wire::NodeId here,
                        const RootSet& roots, Findings& out);
   void list(WatchSource& source, int parent, const Coalescer::Item& item, const wire::Attr& attr,
             const RootSet& roots, Findings& out);
   bool list_one(WatchSource& source, Listing& listing, const std::string& path);
-  bool own_mount(int dir, const std::string& name) const;
+  bool untouched(int dir, const std::string& name) const;
   bool pseudo(const wire::Attr& attr) const { return mounts_.pseudo_device(attr.dev); }
 
   Versions& versions_;
   Coalescer& names_;
   MountTable mounts_;
+  std::uint32_t listings_ = 0;
   std::unordered_set<std::string> missed_;  // at most kMaxMissed, then begun anew
 };
 

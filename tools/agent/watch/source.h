@@ -12,8 +12,10 @@
 #include "client/base/result.h"
 #include "client/base/unique_fd.h"
 #include "client/wire/changes.h"
+#include "tools/agent/mounts.h"
 #include "tools/agent/node_stat.h"
 #include "tools/agent/roots.h"
+#include "tools/agent/watch/dir_table.h"
 #include "tools/agent/watch/hint.h"
 
 namespace nearbox::agent {
@@ -46,12 +48,16 @@ class WatchSource {
   // Watches the tree of a root; `index` is what roots_of() calls it.
   // Errors:  ENOTSUP, EPERM and their like: this source cannot watch there; ENOSPC: a limit.
   virtual base::Result<void> add_root(const RootPtr& root, std::size_t index, HintSink& sink) = 0;
-  // Something was mounted at this place (absolute) below a root.
+  // What is mounted now. Foreign file systems are not touched.
+  virtual void set_mounts(const MountTable& mounts) = 0;
+  // Something was mounted, or is no more, at this place (absolute) below a root.
   virtual base::Result<void> add_mount(const RootPtr& root, const std::string& path) = 0;
   virtual void remove_root(std::size_t index) = 0;
   virtual std::uint64_t directories() const = 0;  // watched one by one
-  // Some directories could not be watched; stays so.
+  // Some directories could not be watched, for a limit.
   virtual bool incomplete() const { return false; }
+  // Hints at them, so that they are listed and their watches tried again. False: there are too many of them.
+  virtual bool retry(HintSink& /*sink*/) { return true; }
   // A name could not be looked at, since this agent may not search its directory: it may some day.
   virtual void hidden() {}
   // Events were lost: finds directories that nobody spoke of.
@@ -62,6 +68,10 @@ class WatchSource {
   // The bytes read() must have given for all to be read that is queued now.
   virtual std::size_t queued() = 0;
 
+  // The directory of a hint, if the source knows it no more.
+  virtual void recall(wire::NodeId /*dir*/, const HandleRef& /*place*/) {}
+  // That of a directory the source knows, for a hint.
+  virtual HandleRef place_of(wire::NodeId /*dir*/) { return {}; }
   // O_PATH; empty when the directory is gone.
   virtual base::UniqueFd open_dir(wire::NodeId dir) = 0;
   virtual RootSet roots_of(wire::NodeId dir) = 0;
@@ -72,7 +82,8 @@ class WatchSource {
 };
 
 // Errors:  EPERM, ENOSYS: not for this process.
-base::Result<std::unique_ptr<WatchSource>> make_fanotify_source();
+// `max_dirs`: directories whose place is remembered.
+base::Result<std::unique_ptr<WatchSource>> make_fanotify_source(std::size_t max_dirs = kMaxDirs);
 base::Result<std::unique_ptr<WatchSource>> make_inotify_source();
 
 }  // namespace nearbox::agent

@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "tools/agent/watch/watcher.h"
-
 #include <algorithm>
 #include <array>
-#include <fcntl.h>
+#include <iterator>
 #include <poll.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "client/base/fault.h"
-#include "tools/agent/fs_path.h"
+#include "tools/agent/watch/watcher_impl.h"
 
 namespace nearbox::agent {
 namespace {
@@ -21,48 +18,10 @@ constexpr std::size_t kReadsBetween = 8;  // between two slices of looks
 
 }  // namespace
 
-// A call that the thread answers.
-struct Watcher::Call {
-  const void* owner = nullptr;
-  EventLog* log = nullptr;  // null: a barrier
-  std::uint32_t number = 0;
-  RootPtr root;
-  // Guarded by mu_.
-  bool done = false;
-  bool given_up = false;
-  int error = 0;
-  wire::WatchReply watch;
-  wire::BarrierReply barrier;
-};
-
-class Watcher::Sink final : public HintSink {
- public:
-  explicit Sink(Watcher& watcher) : w_(watcher), now_(Clock::now()) {}
-  void hint(const Hint& hint) override {
-    if (base::fault::active("agent.drop_changes", std::string(hint.name))) return;
-    bool kept = w_.names_.add(hint, now_);
-    if ((hint.flags & kHintListing) != 0) {
-      kept = w_.names_.add({hint.dir, {}, kHintLook | (hint.flags & kHintAtOnce), {}}, now_) && kept;
-    }
-    if (!kept) overflow("too many names");
-  }
-  void overflow(const char* why) override {
-    w_.overflowed_ = true;
-    w_.why_lost_ = why;
-  }
-  void check_roots() override { w_.check_roots_ = true; }
-  bool untold(wire::NodeId dir, std::string_view name, std::string_view target) override {
-    return (w_.names_.waiting_flags(dir, name) & kHintFresh) != 0 || w_.looker_.missed(target);
-  }
-
- private:
-  Watcher& w_;
-  const Clock::time_point now_;
-};
-
-Watcher::Watcher(base::Logger& log, Versions& versions)
+Watcher::Watcher(base::Logger& log, Versions& versions, std::size_t max_dirs)
     : log_(log),
       versions_(versions),
+      max_dirs_(max_dirs),
       wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       looker_(versions, names_) {}
 
@@ -135,46 +94,22 @@ base::Result<wire::BarrierReply> Watcher::barrier(const void* owner, std::uint32
 
 void Watcher::forget(const void* owner) {
   base::MutexLock lock(mu_);
-  for (auto& call : calls_) {
-    if (call->owner == owner) call->given_up = true;
-  }
+  const auto give_up = [&](const std::shared_ptr<Call>& call) {
+    if (!call || call->owner != owner || call->done) return false;
+    call->given_up = true;
+    call->done = true;
+    call->error = ESHUTDOWN;
+    return true;
+  };
+  (void)give_up(served_);
+  std::erase_if(calls_, give_up);
+  answered_.notify_all();
   for (auto& root : roots_) {
     std::erase_if(root.subscriptions, [&](const Subscription& s) { return s.owner == owner; });
   }
   std::erase_if(own_, [&](const Own& own) { return own.except == owner; });
   forgot_ = true;
   if (thread_.joinable()) wake();
-}
-
-void Watcher::op_applied(const void* owner, OwnChange change) {
-  base::MutexLock lock(mu_);
-  const bool others = std::any_of(roots_.begin(), roots_.end(), [&](const WatchedRoot& root) {
-    return std::any_of(root.subscriptions.begin(), root.subscriptions.end(),
-                       [&](const Subscription& s) { return s.owner != owner; });
-  });
-  if (!others) return;
-  own_lost_ = own_lost_ || own_.size() >= kMaxOwnChanges;
-  if (!own_lost_) own_.push_back({std::move(change), owner});
-  if (own_.size() == 1 || own_lost_) wake();
-}
-
-void Watcher::op_told(std::uint64_t begun, OwnChange change) {
-  if (begun % 2 == 0 && rounds_.load() == begun) return;
-  base::MutexLock lock(mu_);
-  own_lost_ = own_lost_ || own_.size() >= kMaxOwnChanges;
-  if (!own_lost_) own_.push_back({std::move(change), nullptr});
-  wake();
-}
-
-void Watcher::directory_made(const std::string& path) {
-  base::MutexLock lock(mu_);
-  for (const auto& root : roots_) {
-    if (!root.root) continue;
-    auto inside = relative(path, root.root->path);
-    if (inside.empty() || own_.size() >= kMaxOwnChanges) continue;
-    own_.push_back({OwnChange{root.root, {std::move(inside)}, {}, true}, nullptr});
-  }
-  wake();
 }
 
 // ---- the thread -------------------------------------------------------------------------------
@@ -190,7 +125,9 @@ void Watcher::step() {
   serve_calls();
   read_sources(kReadsAStep);
   drop_unused();
-  round(false);
+  (void)round(false);
+  if (any_foreign_ && Clock::now() >= foreign_told_ + kForeignAgain)
+    tell_foreign(std::chrono::milliseconds(0));
 }
 
 // Until there is something to do. Right after a round only calls are heard: events gather meanwhile.
@@ -204,7 +141,8 @@ void Watcher::wait() {
     if (!own_.empty() || own_lost_) until = held;
     if (!calls_.empty() || forgot_) until = now;
   }
-  if (incomplete()) until = std::min(until, incomplete_told_ + kIncompleteAgain);
+  if (incomplete()) until = std::min(until, incomplete_told_ + incomplete_again_);
+  if (any_foreign_) until = std::min(until, foreign_told_ + kForeignAgain);
   if (check_roots_) until = held;
   if (overflowed_) until = std::max(held, lost_told_ + kLostAgain);
   std::array<struct pollfd, 4> fds{};
@@ -258,240 +196,67 @@ void Watcher::read_queued() {
   }
 }
 
-void Watcher::serve_calls() {
-  while (true) {
-    std::shared_ptr<Call> call;
-    {
-      base::MutexLock lock(mu_);
-      if (calls_.empty()) return;
-      call = calls_.front();
-      calls_.erase(calls_.begin());
-      if (call->given_up) continue;
-    }
-    if (call->log != nullptr) {
-      add_watch(*call);
-    } else {
-      do_barrier(*call);
-    }
-    base::MutexLock lock(mu_);
-    call->done = true;
-    answered_.notify_all();
-  }
-}
-
-void Watcher::add_watch(Call& call) {
-  look_at_mounts();
-  auto index = add_root(call.root);
-  base::MutexLock lock(mu_);
-  if (!index) {
-    call.watch.kind = wire::WatchKind::kNone;
-    call.watch.error = index.error().as_errno();
-    call.watch.seq = call.log->last_seq();
-    return;
-  }
-  WatchedRoot& root = roots_[*index];
-  call.watch.kind = root.source->kind();
-  call.watch.directories = root.source->directories();
-  if (root.source->incomplete()) call.watch.error = ENOSPC;
-  if (call.given_up) {
-    forgot_ = true;
-    return;
-  }
-  const bool known = std::any_of(root.subscriptions.begin(), root.subscriptions.end(), [&](const auto& s) {
-    return s.owner == call.owner && s.number == call.number;
-  });
-  if (!known) root.subscriptions.push_back({call.owner, call.log, call.number, false});
-  call.watch.seq = call.log->last_seq();
-}
-
-base::Result<std::size_t> Watcher::add_root(const RootPtr& root) {
-  std::size_t index = 0;
-  {
-    base::MutexLock lock(mu_);
-    std::size_t free = roots_.size();
-    for (std::size_t i = 0; i < roots_.size(); ++i) {
-      if (roots_[i].root && roots_[i].root->node == root->node) return i;
-      if (!roots_[i].root) free = std::min(free, i);
-    }
-    if (free >= kMaxWatchedRoots) return base::errno_error(EMFILE, "watched roots");
-    index = free;
-  }
-  if (!mountinfo_) mountinfo_.reset(::open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC));
-  looker_.set_mounts(MountTable::load());
-  const bool first = !fanotify_ && !inotify_;
-  if (first) versions_.enable();
+// What is past the limit of watches is listed again, and watched where that has become possible.
+void Watcher::retry_unwatched() {
   Sink sink(*this);
-  const auto try_source = [&](std::unique_ptr<WatchSource>& source, auto make) -> base::Result<WatchSource*> {
-    const bool made = !source;
-    if (made) {
-      auto fresh = make();
-      if (!fresh) return std::move(fresh).error();
-      source = std::move(*fresh);
-    }
-    auto added = source->add_root(root, index, sink);
-    if (added) return source.get();
-    if (made) source.reset();
-    return std::move(added).error();
-  };
-  auto source = try_source(fanotify_, make_fanotify_source);
-  if (!source) {
-    log_.info("event=no_fanotify error=\"" + source.error().message() + "\"");
-    source = try_source(inotify_, make_inotify_source);
+  incomplete_told_ = Clock::now();
+  if (inotify_->retry(sink)) {
+    incomplete_again_ = kIncompleteAgain;
+    return;
   }
-  if (!source) {
-    log_.warn("event=no_watch error=\"" + source.error().message() + "\"");
-    if (first) versions_.disable();
-    return std::move(source).error();
-  }
-  base::MutexLock lock(mu_);
-  if (roots_.size() <= index) roots_.resize(index + 1);
-  roots_[index] = {root, *source, MountTable::load().ordinary_below(root->path), {}, {}};
-  return index;
+  incomplete_again_ = std::min(2 * incomplete_again_, kLongestAgain);
+  sink.overflow("the limit of inotify watches");
 }
 
-void Watcher::do_barrier(Call& call) {
-  look_at_mounts();
-  read_queued();
-  if (incomplete()) overflowed_ = true, why_lost_ = "the limit of inotify watches";
-  round(true);
-  tell_unwatched();
-  base::MutexLock lock(mu_);
-  for (auto& root : roots_) {
-    for (auto& to : root.subscriptions) {
-      if (to.owner != call.owner || to.number != call.number) continue;
-      if (to.behind) {
-        to.behind = false;
-        (void)give_locked(to, wire::EventKind::kLost, wire::encode(wire::Lost{to.number, "", true, false}));
-      }
-      call.barrier.seq = to.log->last_seq();
-      return;
-    }
-  }
-  call.error = EOPNOTSUPP;
-}
-
-// Roots that nobody watches any more; without any the kernel's queues are closed.
-void Watcher::drop_unused() {
-  std::vector<std::size_t> unused;
-  bool any = false;
-  {
-    base::MutexLock lock(mu_);
-    if (!std::exchange(forgot_, false)) return;
-    for (std::size_t i = 0; i < roots_.size(); ++i) {
-      if (!roots_[i].root) continue;
-      if (!roots_[i].subscriptions.empty()) {
-        any = true;
-        continue;
-      }
-      unused.push_back(i);
-      roots_[i].root.reset();
-    }
-  }
-  for (const auto index : unused) {
-    if (fanotify_) fanotify_->remove_root(index);
-    if (inotify_) inotify_->remove_root(index);
-  }
-  if (any || (!fanotify_ && !inotify_)) return;
-  versions_.disable();
-  fanotify_.reset();
-  inotify_.reset();
-  mountinfo_.reset();
-  names_.clear();
-  overflowed_ = false;
-}
-
-// What came to be mounted below the roots is watched as well; what is there now is for the clients to read.
-void Watcher::look_at_mounts() {
-  struct pollfd changed {
-    mountinfo_.get(), POLLPRI, 0
-  };
-  if (!mountinfo_) return;
-  const bool more = ::poll(&changed, 1, 0) > 0;
-  if (!std::exchange(mounts_changed_, false) && !more) return;
-  const auto mounts = MountTable::load();
-  looker_.set_mounts(mounts);
-  const auto used = used_roots();
-  for (std::size_t index = 0; index < used.size(); ++index) {
-    if (!used.test(index)) continue;
-    WatchedRoot at;
-    {
-      base::MutexLock lock(mu_);
-      at.root = roots_[index].root;
-      at.source = roots_[index].source;
-      at.mounts = roots_[index].mounts;
-    }
-    const auto now = mounts.ordinary_below(at.root->path);
-    std::vector<std::string> differ;
-    std::set_symmetric_difference(now.begin(), now.end(), at.mounts.begin(), at.mounts.end(),
-                                  std::back_inserter(differ));
-    std::vector<std::string> unwatched;
-    for (const auto& path : differ) {
-      if (auto added = at.source->add_mount(at.root, path); !added) {
-        log_.warn("event=no_watch error=\"" + added.error().message() + "\"");
-        unwatched.push_back(path);
-      }
-    }
-    base::MutexLock lock(mu_);
-    for (const auto& path : differ) {
-      own_.push_back({OwnChange{at.root, {relative(path, at.root->path)}, {}, true}, nullptr});
-    }
-    roots_[index].mounts = now;
-    for (auto& path : unwatched) roots_[index].unwatched.push_back(std::move(path));
-    std::erase_if(roots_[index].unwatched,
-                  [&](const std::string& path) { return !std::binary_search(now.begin(), now.end(), path); });
-  }
-}
-
-void Watcher::tell_unwatched() {
-  base::MutexLock lock(mu_);
-  for (auto& root : roots_) {
-    for (const auto& path : root.unwatched) {
-      versions_.bump_all();
-      for (auto& to : root.subscriptions) {
-        const wire::Lost lost{to.number, relative(path, root.root->path), true, true};
-        (void)give_locked(to, wire::EventKind::kLost, wire::encode(lost));
-      }
-    }
-  }
-}
-
-// Looks at what is due, or at everything that waits, and tells it.
-void Watcher::round(bool everything) {
+// Looks at what is due, or at everything that waits, and tells it. False: something waits still.
+bool Watcher::round(bool everything) {
   const auto now = Clock::now();
-  if (!everything && now < last_round_ + kBatch) return;
-  if (incomplete() && now >= incomplete_told_ + kIncompleteAgain) {
-    overflowed_ = true;
-    why_lost_ = "the limit of inotify watches";
-  }
+  if (!everything && now < last_round_ + kBatch) return false;
+  if (incomplete() && now >= incomplete_told_ + incomplete_again_) retry_unwatched();
   const auto due = names_.next_due();
   bool own = false;
   {
     base::MutexLock lock(mu_);
     own = !own_.empty() || own_lost_;
   }
-  if (!own && !overflowed_ && !check_roots_ && (!due || (*due > now && !everything))) return;
+  if (!own && !overflowed_ && !check_roots_ && (!due || (*due > now && !everything))) return true;
   // Clients that read everything again come to nothing if it is lost all the time.
-  if (overflowed_ && !everything && now < lost_told_ + kLostAgain) return;
+  if (overflowed_ && !everything && now < lost_told_ + kLostAgain) return false;
   rounds_.fetch_add(1);
-  Findings found;
-  look_at_own(found);
-  std::vector<Seen> gone = std::move(found.gone);
+  look_at_own();
+  std::vector<Seen> gone;
+  std::size_t tries = 0;
+  do {
+    look_at_waiting(now, everything, gone);
+    tell(gone);  // what was overtaken waits again
+  } while (everything && !overflowed_ && names_.pending() && ++tries < kMaxLooksAgain);
+  const bool all = !names_.pending() || overflowed_;
+  if (std::exchange(check_roots_, false)) check_roots();
+  if (std::exchange(overflowed_, false)) everything_lost(why_lost_);
+  {
+    base::MutexLock lock(mu_);
+    done_.forget();
+  }
+  rounds_.fetch_add(1);
+  last_round_ = Clock::now();
+  return all;
+}
+
+void Watcher::look_at_waiting(Clock::time_point now, bool everything, std::vector<Seen>& gone) {
   while (!overflowed_) {
+    const auto as_of = done_.now();
     auto items = names_.take(now, kLooksAtOnce, everything);
     if (items.empty()) break;
     Findings part;
     look(items, part);
+    for (auto& seen : part.there) seen.as_of = as_of;
+    for (auto& seen : part.gone) seen.as_of = as_of;
     tell(part.there);
     tell_lost_dirs(part.lost);
     std::move(part.gone.begin(), part.gone.end(), std::back_inserter(gone));
     // What is read here is due later than now, or flagged into what waits already.
     if (!everything && items.size() == kLooksAtOnce) read_sources(kReadsBetween);
   }
-  tell(gone);
-  if (std::exchange(check_roots_, false)) check_roots();
-  if (std::exchange(overflowed_, false)) everything_lost(why_lost_);
-  rounds_.fetch_add(1);
-  last_round_ = Clock::now();
 }
 
 void Watcher::look(std::vector<Coalescer::Item>& items, Findings& out) {
@@ -514,57 +279,6 @@ RootSet Watcher::used_roots() {
   base::MutexLock lock(mu_);
   for (std::size_t i = 0; i < roots_.size(); ++i) used.set(i, roots_[i].root != nullptr);
   return used;
-}
-
-void Watcher::look_at_own(Findings& out) {
-  std::vector<Own> own;
-  {
-    base::MutexLock lock(mu_);
-    own.swap(own_);
-    if (std::exchange(own_lost_, false)) {
-      overflowed_ = true;
-      why_lost_ = "too many operations";
-    }
-  }
-  (void)out;
-  for (const auto& one : own) {
-    Findings found;
-    look_at_one(one, found);
-    tell(found.there, one.except);
-    tell_lost_dirs(found.lost);
-    tell(found.gone, one.except);
-  }
-}
-
-void Watcher::look_at_one(const Own& own, Findings& out) {
-  bool shown = false;
-  for (const auto& path : own.change.paths) {
-    auto place = open_place(own.change.root->dir.get(), path);
-    auto dir = place ? stat_fd(place->dir.get()) : base::Result<Stat>(base::errno_error(ENOENT));
-    if (!dir) continue;
-    const auto node = node_of(*dir);
-    for (auto* source : {fanotify_.get(), inotify_.get()}) {
-      if (source == nullptr) continue;
-      source->entered(place->dir.get(), node, {}, {});
-      const auto roots = source->roots_of(node);
-      if (roots.none()) continue;
-      const auto flags = kHintLook | (own.change.made ? kHintFresh : 0U);
-      looker_.look_at(*source, place->dir.get(), {node, path.empty() ? "" : place->name, flags, {}}, roots,
-                      out);
-      looker_.look_at(*source, place->dir.get(), {node, "", kHintLook, {}}, roots, out);
-      break;
-    }
-  }
-  for (const auto& seen : out.there) {
-    shown =
-        shown || (seen.state.attr.ino == own.change.attr.ino && seen.state.attr.dev == own.change.attr.dev);
-  }
-  // Renamed since: by its node, then.
-  if (shown || own.change.attr.ino == 0) return;
-  wire::NameState state;
-  state.dir = {own.change.attr.dev, own.change.attr.ino};
-  state.attr = own.change.attr;
-  out.there.push_back({std::move(state), used_roots()});
 }
 
 }  // namespace nearbox::agent

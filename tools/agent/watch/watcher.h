@@ -17,7 +17,9 @@
 #include "tools/agent/event_log.h"
 #include "tools/agent/roots.h"
 #include "tools/agent/versions.h"
+#include "tools/agent/watch/done_ops.h"
 #include "tools/agent/watch/looker.h"
+#include "tools/agent/watch/mount_probe.h"
 
 namespace nearbox::agent {
 
@@ -29,6 +31,11 @@ inline constexpr std::size_t kMaxQueuedBytes = 48 << 20;  // 2 M events in the k
 inline constexpr std::chrono::seconds kWatchDeadline{60};
 inline constexpr std::chrono::milliseconds kLostAgain{500};  // at most so often, but at barriers
 inline constexpr std::chrono::seconds kIncompleteAgain{5};   // how often what is not watched is read again
+inline constexpr std::chrono::seconds kLongestAgain{320};    // where that is everything
+inline constexpr std::chrono::seconds kForeignAgain{10};     // how often the clients read what others change
+inline constexpr std::chrono::milliseconds kProbeWait{
+    200};                                            // of a barrier, for file systems that may not answer
+inline constexpr std::size_t kMaxLooksAgain = 1000;  // of a barrier, at what operations overtake
 
 // What an operation of this agent changed, for the clients that did not ask for it.
 struct OwnChange {
@@ -36,6 +43,7 @@ struct OwnChange {
   std::vector<std::string> paths;  // relative
   wire::Attr attr;                 // of the node
   bool made = false;               // a directory that nobody knows
+  std::vector<wire::NodeId> dirs;  // whose names changed
 };
 
 // Watches the trees that clients work on and tells each client what changed there.
@@ -48,11 +56,13 @@ struct OwnChange {
 //          what it missed instead; what overflows otherwise is one kLost for every root, and every
 //          version counts as changed.
 // Order:   states that were looked at later are told later. An operation of this agent is told to its own
-//          client by OpDone alone, unless a look ran beside it: then the look is done again.
+//          client by OpDone alone, unless a look ran beside it: then the look is done again, and what was
+//          seen before the OpDone is not told after it.
 class Watcher {
  public:
   using Clock = std::chrono::steady_clock;
-  explicit Watcher(base::Logger& log, Versions& versions = Versions::process());
+  explicit Watcher(base::Logger& log, Versions& versions = Versions::process(),
+                   std::size_t max_dirs = kMaxDirs);
   ~Watcher();
   Watcher(const Watcher&) = delete;
   Watcher& operator=(const Watcher&) = delete;
@@ -64,15 +74,20 @@ class Watcher {
   // Errors:  EOPNOTSUPP: this root is not watched; else as above.
   base::Result<wire::BarrierReply> barrier(const void* owner, std::uint32_t number,
                                            Clock::time_point deadline) EXCLUDES(mu_);
-  // Nothing of the owner is used when it returns.
+  // Nothing of the owner is used when it returns, and its calls have returned or will at once: ESHUTDOWN.
   void forget(const void* owner) EXCLUDES(mu_);
 
-  // An operation of `owner`: begins; is applied and has its version; its OpDone was recorded.
+  // An operation of `owner`: begins; is applied and has its version; has its OpDone recorded by `append`,
+  // after which its client is told nothing that was looked at before; was recorded.
   std::uint64_t op_begins() const { return rounds_.load(); }
   void op_applied(const void* owner, OwnChange change) EXCLUDES(mu_);
+  void op_recorded(const void* owner, const OwnChange& change, const std::function<void()>& append)
+      EXCLUDES(mu_);
   void op_told(std::uint64_t begun, OwnChange change) EXCLUDES(mu_);
   // This agent made a directory (absolute path), and perhaps others below it, by other means.
   void directory_made(const std::string& path) EXCLUDES(mu_);
+  // Its thread, or one of its threads, waits for a file system and cannot be ended now.
+  bool stuck() { return probe_.stuck(); }
   // Somebody watches: without, those above need not be called.
   bool watching() const { return versions_.enabled(); }
 
@@ -83,11 +98,22 @@ class Watcher {
     std::uint32_t number;
     bool behind = false;  // told nothing until its client has taken what is there
   };
+  // What is mounted, told from another one that came to the same place.
+  struct MountedNow {
+    Mounted at;
+    std::uint64_t unique = 0;
+    auto operator<=>(const MountedNow&) const = default;
+  };
+  struct Unwatched {
+    std::string path;  // absolute
+    bool foreign = false;
+    bool told = false;  // that it is there
+  };
   struct WatchedRoot {
     RootPtr root;  // empty: free
     WatchSource* source = nullptr;
-    std::vector<std::string> mounts;     // below it, absolute
-    std::vector<std::string> unwatched;  // those of them that came later and cannot be watched
+    std::vector<MountedNow> mounts;    // below it
+    std::vector<Unwatched> unwatched;  // those of them that are foreign, or came later and cannot be watched
     std::vector<Subscription> subscriptions;
   };
   struct Call;
@@ -111,17 +137,26 @@ class Watcher {
   base::Result<std::size_t> add_root(const RootPtr& root) EXCLUDES(mu_);
   void do_barrier(Call& call) EXCLUDES(mu_);
   void drop_unused() EXCLUDES(mu_);
+  void load_mounts();
+  std::vector<MountedNow> mounted_below(const std::string& directory);
   void look_at_mounts() EXCLUDES(mu_);
+  void look_at_mounts_of(std::size_t index) EXCLUDES(mu_);
   void tell_unwatched() EXCLUDES(mu_);
-  void round(bool everything);
-  void look_at_own(Findings& out) EXCLUDES(mu_);
+  void tell_foreign(std::chrono::milliseconds wait) EXCLUDES(mu_);
+  bool round(bool everything);
+  void look_at_waiting(Clock::time_point now, bool everything, std::vector<Seen>& gone);
+  void look_at_own() EXCLUDES(mu_);
   void look_at_one(const Own& own, Findings& out);
   void look(std::vector<Coalescer::Item>& items, Findings& out);
   void tell(std::vector<Seen>& seen, const void* except = nullptr) EXCLUDES(mu_);
+  void tell_locked(Subscription& to, std::size_t index, const std::vector<Seen>& seen,
+                   std::vector<bool>& overtaken) REQUIRES(mu_);
+  void look_again(const Seen& seen);
   void tell_lost_dirs(const std::vector<LostDir>& lost) EXCLUDES(mu_);
   void tell_lost(std::size_t index, const std::string& path, bool content) EXCLUDES(mu_);
   bool give_locked(Subscription& to, wire::EventKind kind, wire::Bytes body) REQUIRES(mu_);
   void everything_lost(const char* why);
+  void retry_unwatched();
   bool incomplete() const { return inotify_ && inotify_->incomplete(); }
   void check_roots();
   RootSet used_roots() EXCLUDES(mu_);
@@ -130,14 +165,17 @@ class Watcher {
 
   base::Logger& log_;
   Versions& versions_;
+  const std::size_t max_dirs_;
   const base::UniqueFd wake_;
   std::atomic<std::uint64_t> rounds_{0};  // odd while one runs
   base::Mutex mu_;
   base::CondVar answered_;
   std::vector<WatchedRoot> roots_ GUARDED_BY(mu_);  // changed by the thread alone, but subscriptions
   std::vector<std::shared_ptr<Call>> calls_ GUARDED_BY(mu_);
+  std::shared_ptr<Call> served_ GUARDED_BY(mu_);  // by the thread, now
   std::vector<Own> own_ GUARDED_BY(mu_);
   bool own_lost_ GUARDED_BY(mu_) = false;
+  DoneOps done_;  // all but now() under mu_
   bool forgot_ GUARDED_BY(mu_) = false;
   bool stopping_ GUARDED_BY(mu_) = false;
 
@@ -151,9 +189,15 @@ class Watcher {
   const char* why_lost_ = "";
   bool check_roots_ = false;
   Clock::time_point incomplete_told_{};
+  std::chrono::seconds incomplete_again_ = kIncompleteAgain;
   Clock::time_point lost_told_{};
   base::UniqueFd mountinfo_;
   bool mounts_changed_ = false;
+  MountTable mounts_;
+  std::uint64_t mounts_loaded_ = 0;  // how often
+  bool any_foreign_ = false;         // below a root
+  Clock::time_point foreign_told_{};
+  MountProbe probe_;
 
   std::jthread thread_ GUARDED_BY(mu_);  // last: it uses the others
 };

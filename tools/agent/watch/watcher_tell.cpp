@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <unistd.h>
+#include <unordered_map>
 
 #include "tools/agent/fs_path.h"
 #include "tools/agent/watch/watcher.h"
@@ -23,33 +24,69 @@ void Watcher::tell(std::vector<Seen>& seen, const void* except) {
   if (seen.empty()) return;
   RootSet all;
   for (const auto& one : seen) all |= one.roots;
-  for (std::size_t index = 0; index < all.size(); ++index) {
-    if (!all.test(index)) continue;
-    wire::Changed changed;
-    std::size_t bytes = 0;
-    const auto flush = [&] {
-      if (changed.states.empty()) return;
-      base::MutexLock lock(mu_);
-      if (index < roots_.size()) {
-        for (auto& to : roots_[index].subscriptions) {
-          if (except != nullptr && to.owner == except) continue;
-          changed.root = to.number;
-          (void)give_locked(to, wire::EventKind::kChanged, wire::encode(changed));
-        }
+  std::vector<bool> overtaken(seen.size());
+  {
+    // Held from the first question to the last state: no operation is recorded in between.
+    base::MutexLock lock(mu_);
+    for (std::size_t index = 0; index < std::min(all.size(), roots_.size()); ++index) {
+      if (!all.test(index)) continue;
+      for (auto& to : roots_[index].subscriptions) {
+        if (except == nullptr || to.owner != except) tell_locked(to, index, seen, overtaken);
       }
-      changed.states.clear();
-      bytes = 0;
-    };
-    for (const auto& one : seen) {
-      if (!one.roots.test(index)) continue;
-      const auto cost = cost_of(one.state);
-      if (bytes + cost > kEventBudget || changed.states.size() >= wire::kMaxNameStates) flush();
-      bytes += cost;
-      changed.states.push_back(one.state);
     }
-    flush();
+  }
+  for (std::size_t i = 0; i < seen.size(); ++i) {
+    if (overtaken[i]) look_again(seen[i]);
   }
   seen.clear();
+}
+
+void Watcher::tell_locked(Subscription& to, std::size_t index, const std::vector<Seen>& seen,
+                          std::vector<bool>& overtaken) {
+  std::unordered_map<std::uint32_t, bool> listings;  // overtaken ones; true: their first is marked
+  for (const auto& one : seen) {
+    if (one.listing != 0 && done_.overtook(to.owner, one.state, one.as_of)) listings[one.listing] = false;
+  }
+  wire::Changed changed;
+  changed.root = to.number;
+  std::size_t bytes = 0;
+  const auto flush = [&] {
+    if (changed.states.empty()) return;
+    (void)give_locked(to, wire::EventKind::kChanged, wire::encode(changed));
+    changed.states.clear();
+    bytes = 0;
+  };
+  for (std::size_t i = 0; i < seen.size(); ++i) {
+    const auto& one = seen[i];
+    if (!one.roots.test(index)) continue;
+    if (const auto it = listings.find(one.listing); it != listings.end()) {
+      if (!std::exchange(it->second, true)) overtaken[i] = true;
+      continue;
+    }
+    if (one.listing == 0 && done_.overtook(to.owner, one.state, one.as_of)) {
+      overtaken[i] = true;
+      continue;
+    }
+    const auto cost = cost_of(one.state);
+    if (bytes + cost > kEventBudget || changed.states.size() >= wire::kMaxNameStates) flush();
+    bytes += cost;
+    changed.states.push_back(one.state);
+  }
+  flush();
+}
+
+// A client had an operation done that is not in what was seen.
+void Watcher::look_again(const Seen& seen) {
+  const auto& state = seen.state;
+  auto place = fanotify_ ? fanotify_->place_of(state.dir) : HandleRef{};
+  const bool known = place || (inotify_ && inotify_->roots_of(state.dir).any());
+  // A node without a name: the operation's own names are looked at once more (op_told()).
+  if (!known && state.name.empty()) return;
+  const auto flags = kHintLook | ((state.flags & wire::kNameFresh) != 0 ? kHintFresh : 0U);
+  if (!known || !names_.add({state.dir, state.name, flags, {}, std::move(place)}, Clock::now())) {
+    overflowed_ = true;
+    why_lost_ = "too many names";
+  }
 }
 
 // False: the client is behind and is told nothing now.
@@ -102,7 +139,7 @@ void Watcher::tell_lost_dirs(const std::vector<LostDir>& lost) {
         base::MutexLock lock(mu_);
         if (index < roots_.size()) root = roots_[index].root;
       }
-      if (root) tell_lost(index, relative(dir.path, path_now(*root)), false);
+      if (root) tell_lost(index, relative(dir.path, path_now(*root)), dir.content);
     }
   }
 }
@@ -112,7 +149,7 @@ void Watcher::everything_lost(const char* why) {
   lost_told_ = Clock::now();
   names_.clear();
   if (inotify_) inotify_->rescan();
-  if (incomplete()) incomplete_told_ = Clock::now();
+  incomplete_told_ = Clock::now();
   // Whatever is queued is covered by what the clients read from now on.
   versions_.bump_all();
   const auto used = used_roots();

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
+#include "tools/agent/fs_path.h"
+#include "tools/agent/watch/watcher_impl.h"
+
+// What operations of this agent changed, for the clients that did not ask for it.
+namespace nearbox::agent {
+
+void Watcher::op_applied(const void* owner, OwnChange change) {
+  base::MutexLock lock(mu_);
+  const bool others = std::any_of(roots_.begin(), roots_.end(), [&](const WatchedRoot& root) {
+    return std::any_of(root.subscriptions.begin(), root.subscriptions.end(),
+                       [&](const Subscription& s) { return s.owner != owner; });
+  });
+  if (!others) return;
+  own_lost_ = own_lost_ || own_.size() >= kMaxOwnChanges;
+  if (!own_lost_) own_.push_back({std::move(change), owner});
+  if (own_.size() == 1 || own_lost_) wake();
+}
+
+void Watcher::op_recorded(const void* owner, const OwnChange& change, const std::function<void()>& append) {
+  std::vector<std::string> names;
+  for (const auto& path : change.paths) names.push_back(path.substr(path.rfind('/') + 1));
+  base::MutexLock lock(mu_);
+  done_.record(owner, change.dirs, names, {wire::identity(change.attr)});
+  append();
+}
+
+void Watcher::op_told(std::uint64_t begun, OwnChange change) {
+  if (begun % 2 == 0 && rounds_.load() == begun) return;
+  base::MutexLock lock(mu_);
+  own_lost_ = own_lost_ || own_.size() >= kMaxOwnChanges;
+  if (!own_lost_) own_.push_back({std::move(change), nullptr});
+  wake();
+}
+
+void Watcher::directory_made(const std::string& path) {
+  base::MutexLock lock(mu_);
+  for (const auto& root : roots_) {
+    if (!root.root) continue;
+    auto inside = relative(path, root.root->path);
+    if (inside.empty()) continue;
+    own_lost_ = own_lost_ || own_.size() >= kMaxOwnChanges;
+    if (!own_lost_) own_.push_back({OwnChange{root.root, {std::move(inside)}, {}, true, {}}, nullptr});
+  }
+  wake();
+}
+
+void Watcher::look_at_own() {
+  std::vector<Own> own;
+  {
+    base::MutexLock lock(mu_);
+    own.swap(own_);
+    if (std::exchange(own_lost_, false)) {
+      overflowed_ = true;
+      why_lost_ = "too many operations";
+    }
+  }
+  for (const auto& one : own) {
+    Findings found;
+    const auto as_of = done_.now();
+    look_at_one(one, found);
+    for (auto& seen : found.there) seen.as_of = as_of;
+    for (auto& seen : found.gone) seen.as_of = as_of;
+    tell(found.there, one.except);
+    tell_lost_dirs(found.lost);
+    tell(found.gone, one.except);
+  }
+}
+
+void Watcher::look_at_one(const Own& own, Findings& out) {
+  bool shown = false;
+  for (const auto& path : own.change.paths) {
+    const auto& top = own.change.root->path;
+    if (mounts_.any_foreign() && mounts_.foreign(top == "/" ? "/" + path : top + "/" + path)) continue;
+    auto place = open_place(own.change.root->dir.get(), path);
+    auto dir = place ? stat_fd(place->dir.get()) : base::Result<Stat>(base::errno_error(ENOENT));
+    if (!dir) continue;
+    const auto node = node_of(*dir);
+    for (auto* source : {fanotify_.get(), inotify_.get()}) {
+      if (source == nullptr) continue;
+      source->entered(place->dir.get(), node, {}, {});
+      const auto roots = source->roots_of(node);
+      if (roots.none()) continue;
+      const auto flags = kHintLook | (own.change.made ? kHintFresh : 0U);
+      looker_.look_at(*source, place->dir.get(), {node, path.empty() ? "" : place->name, flags, {}, {}},
+                      roots, out);
+      looker_.look_at(*source, place->dir.get(), {node, "", kHintLook, {}, {}}, roots, out);
+      break;
+    }
+  }
+  for (const auto& seen : out.there) {
+    shown =
+        shown || (seen.state.attr.ino == own.change.attr.ino && seen.state.attr.dev == own.change.attr.dev);
+  }
+  // Renamed since: by its node, then.
+  if (shown || own.change.attr.ino == 0) return;
+  if (versions_.of(wire::identity(own.change.attr)) > own.change.attr.version) return;  // told since
+  wire::NameState state;
+  state.dir = {own.change.attr.dev, own.change.attr.ino};
+  state.attr = own.change.attr;
+  out.there.push_back({std::move(state), used_roots()});
+}
+
+}  // namespace nearbox::agent
