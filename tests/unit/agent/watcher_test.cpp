@@ -192,6 +192,20 @@ TEST_P(WatcherTest, TwoClientsAndRootsWithinRoots) {
   EXPECT_EQ(inner.model->differences(), "");
 }
 
+// Written through a name outside of the root, which is gone before anybody looks.
+TEST_P(WatcherTest, AFileThatLostItsOtherName) {
+  if (GetParam().kind != wire::WatchKind::kFanotify) GTEST_SKIP() << "needs file handles";
+  fs::create_directory(dir / "elsewhere");
+  act([&] { put(*this / "x", "1"); });
+  for (int round = 0; round < 50; ++round) {
+    act([&] {
+      fs::create_hard_link(*this / "x", dir / "elsewhere/y");
+      put(dir / "elsewhere/y", std::to_string(round), O_APPEND);
+      fs::remove(dir / "elsewhere/y");
+    });
+  }
+}
+
 // 10,000 random operations, a barrier now and then: the model is the tree.
 TEST_P(WatcherTest, RandomOperations) {
   const char* const given = std::getenv("NEARBOX_TEST_SEED");

@@ -364,7 +364,7 @@ void FanotifySource::take(const struct fanotify_event_metadata& event, const Rec
   if ((event.mask & FAN_RENAME) != 0) return renamed(records, directory, sink);
   if (records.from.dir.empty()) {
     // No name: the link count of a node with other names changed.
-    if (!records.target.empty()) sink.hint({{}, {}, kHintLook, records.target, {}});
+    if (!records.target.empty()) sink.hint({{}, {}, kHintLook | kHintLinks, records.target, {}});
     return;
   }
   const Dir* const dir = dir_of_key(records.from.dir);
@@ -386,9 +386,16 @@ void FanotifySource::take(const struct fanotify_event_metadata& event, const Rec
   }
   if (roots.none()) {
     // A file with another name below a root may have been written through this one.
-    if ((flags & kHintContent) != 0 && (flags & kHintBorn) == 0 && !records.target.empty()) {
-      sink.hint({{}, {}, flags, records.target, {}});
+    if ((flags & kHintContent) == 0 || records.target.empty()) return;
+    if ((flags & kHintBorn) != 0) {
+      // A new file, as a rule: but the kernel makes one event of a link that is made, written through,
+      // removed.
+      const bool gone = (event.mask & (FAN_DELETE | FAN_MOVED_FROM)) != 0;
+      const auto st = directory ? std::nullopt : target(records.target);
+      if (!st || st->st_nlink < (gone ? 1U : 2U)) return;
+      flags |= kHintLinks;
     }
+    sink.hint({{}, {}, flags, records.target, {}});
     return;
   }
   const auto name = records.from.name == "." ? std::string_view{} : records.from.name;

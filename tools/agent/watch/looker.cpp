@@ -90,7 +90,9 @@ bool Looker::resolve_targets(WatchSource& source, const Item& item, wire::NodeId
     if (content) st = source.target(target);  // attributes of before the version would be told as newer
     if (!st) continue;
     if (st->st_nlink == 0 || S_ISDIR(st->st_mode)) continue;
-    if (here == wire::NodeId{} && item.dir == wire::NodeId{} && content && st->st_nlink < 2) continue;
+    // Written outside of the roots, with no name elsewhere; nor did it lose one since.
+    const bool outside = here == wire::NodeId{} && item.dir == wire::NodeId{} && content;
+    if (outside && st->st_nlink < 2 && (item.flags & kHintLinks) == 0) continue;
     wire::NameState state;
     state.dir = node;
     state.attr = make_attr(*st, as_of);
