@@ -61,8 +61,12 @@ struct OwnChange {
 class Watcher {
  public:
   using Clock = std::chrono::steady_clock;
-  explicit Watcher(base::Logger& log, Versions& versions = Versions::process(),
-                   std::size_t max_dirs = kMaxDirs);
+  struct Limits {
+    std::size_t dirs = kMaxDirs;
+    std::size_t queued_bytes = kMaxQueuedBytes;
+  };
+  explicit Watcher(base::Logger& log) : Watcher(log, Versions::process(), Limits{}) {}
+  Watcher(base::Logger& log, Versions& versions, const Limits& limits);
   ~Watcher();
   Watcher(const Watcher&) = delete;
   Watcher& operator=(const Watcher&) = delete;
@@ -132,6 +136,7 @@ class Watcher {
   void wait();
   bool read_sources(std::size_t max_reads);
   void read_queued();
+  void skip_queued(WatchSource& source);
   void serve_calls() EXCLUDES(mu_);
   void add_watch(Call& call) EXCLUDES(mu_);
   base::Result<std::size_t> add_root(const RootPtr& root) EXCLUDES(mu_);
@@ -165,7 +170,7 @@ class Watcher {
 
   base::Logger& log_;
   Versions& versions_;
-  const std::size_t max_dirs_;
+  const Limits limits_;
   const base::UniqueFd wake_;
   std::atomic<std::uint64_t> rounds_{0};  // odd while one runs
   base::Mutex mu_;

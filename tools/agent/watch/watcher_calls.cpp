@@ -94,7 +94,7 @@ base::Result<std::size_t> Watcher::add_root(const RootPtr& root) {
     if (made) source.reset();
     return std::move(added).error();
   };
-  auto source = try_source(fanotify_, [this] { return make_fanotify_source(max_dirs_); });
+  auto source = try_source(fanotify_, [this] { return make_fanotify_source(limits_.dirs); });
   if (!source) {
     log_.info("event=no_fanotify error=\"" + source.error().message() + "\"");
     source = try_source(inotify_, make_inotify_source);
