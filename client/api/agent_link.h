@@ -85,6 +85,9 @@ class AgentLink {
   // The 32-bit id the call has on the wire now (for kTreeHurry), 0 when it is not on the wire.
   virtual std::uint32_t wire_id(CallToken token) = 0;
   virtual LinkStatus status() const = 0;
+  // What the agent says shows that it is not the one we knew, but a copy or an older state of it: takes
+  // another session. on_down() comes soon, then on_up() with same_instance false.
+  virtual void renew_session() = 0;
   virtual void add_observer(LinkObserver* observer) = 0;     // not owned; told the present state at once
   virtual void remove_observer(LinkObserver* observer) = 0;  // no call is running when it returns
 };

@@ -52,11 +52,37 @@ bool LinkCore::accept_control_locked(const wire::Welcome& welcome, bool& same) {
   return true;
 }
 
-void LinkCore::handle_connected(const ConnectionPtr& connection, const wire::Welcome& welcome) {
+void LinkCore::renew_session() {
+  events_.post([this] {
+    std::array<ConnectionPtr, 2> old;
+    {
+      base::MutexLock lock(mu_);
+      if (stopping_ || !session_known_) return;
+      session_ = random_session();
+      session_known_ = false;
+      old = slots_;
+    }
+    log_.warn("event=session_given_up action=new_session");
+    const auto why = base::errno_error(ECONNRESET, "the agent is another one than before");
+    for (const auto& connection : {old[1], old[0]}) {
+      if (connection) handle_lost(connection, why);
+    }
+  });
+}
+
+void LinkCore::handle_connected(const ConnectionPtr& connection, const wire::SessionId& session,
+                                const wire::Welcome& welcome) {
+  bool given_up = false;
   {
     base::MutexLock lock(mu_);
     // Two may be under way for one place, when one was asked for while another was being handed over.
     if (stopping_ || slots_[slot(connection->role())]) return;
+    given_up = session != session_;
+  }
+  if (given_up) {  // while it was dialled
+    connection->close(base::errno_error(ECONNRESET, "of a session that was given up"));
+    dialer_.need(connection->role(), true);
+    return;
   }
   if (connection->role() == wire::Role::kControl) {
     connected_control(connection, welcome);

@@ -37,17 +37,21 @@ LinkCore::LinkCore(LinkConfig config, base::Timers& timers, base::Logger& log)
               LinkDialer::Callbacks{
                   [this] {
                     base::MutexLock lock(mu_);
-                    return session_;
+                    return dialled_ = session_;
                   },
                   [this](wire::Role role, std::unique_ptr<Carrier> carrier, const wire::Welcome& welcome) {
+                    wire::SessionId session{};
                     {
                       base::MutexLock lock(mu_);
                       if (stopping_) return;  // the carrier ends here, before this thread does
+                      session = dialled_;
                     }
                     auto connection = std::make_shared<Connection>(
                         std::move(carrier), role, *this,
                         ConnectionOptions{config_.ping_after, config_.dead_after});
-                    events_.post([this, connection, welcome] { handle_connected(connection, welcome); });
+                    events_.post([this, connection, session, welcome] {
+                      handle_connected(connection, session, welcome);
+                    });
                   },
                   [this](wire::Role role, const base::Error& error) { return handle_failed(role, error); },
               },
@@ -421,6 +425,7 @@ class LinkImpl final : public Link {
   }
   std::uint32_t wire_id(api::CallToken token) override { return core_->wire_id(token); }
   api::LinkStatus status() const override { return core_->status(); }
+  void renew_session() override { core_->renew_session(); }
   void add_observer(api::LinkObserver* observer) override { core_->observers().add(observer); }
   void remove_observer(api::LinkObserver* observer) override { core_->observers().remove(observer); }
   void redial() override { core_->redial(); }

@@ -37,6 +37,7 @@ class LinkCore final : public ConnectionOwner, public std::enable_shared_from_th
   void note(wire::Method method, wire::Bytes payload, api::Lane lane) EXCLUDES(mu_);
   std::uint32_t wire_id(api::CallToken token) EXCLUDES(mu_);
   api::LinkStatus status() const EXCLUDES(mu_);
+  void renew_session() EXCLUDES(mu_);
   ObserverList& observers() { return observers_; }
   void redial() EXCLUDES(mu_);
 
@@ -88,7 +89,8 @@ class LinkCore final : public ConnectionOwner, public std::enable_shared_from_th
   std::vector<CallPtr> waiting_calls() EXCLUDES(mu_);
 
   // Connections; on the event thread.
-  void handle_connected(const ConnectionPtr& connection, const wire::Welcome& welcome) EXCLUDES(mu_);
+  void handle_connected(const ConnectionPtr& connection, const wire::SessionId& session,
+                        const wire::Welcome& welcome) EXCLUDES(mu_);
   void handle_lost(const ConnectionPtr& connection, const base::Error& why) EXCLUDES(mu_);
   void take_back_calls(const ConnectionPtr& connection) EXCLUDES(mu_);
   void end_calls_of_old_instance(api::CallToken made_before) EXCLUDES(mu_);
@@ -115,6 +117,7 @@ class LinkCore final : public ConnectionOwner, public std::enable_shared_from_th
   bool notes_closed_ GUARDED_BY(mu_) = false;
   std::optional<wire::Welcome> welcome_ GUARDED_BY(mu_);  // of the newest control connection
   wire::SessionId session_ GUARDED_BY(mu_);
+  wire::SessionId dialled_ GUARDED_BY(mu_){};   // by the dialer's thread, at last
   bool session_known_ GUARDED_BY(mu_) = false;  // an agent welcomed this session id
   NonceHistory nonces_ GUARDED_BY(mu_);
   std::optional<base::Error> gone_ GUARDED_BY(mu_);

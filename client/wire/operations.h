@@ -120,15 +120,17 @@ enum class EventKind : std::uint8_t {
 };
 
 // `seq` is dense within one agent instance and session, from 1. The agent keeps events until they
-// are confirmed (bounded; past the bound the session is lost and the client starts anew).
+// are confirmed (bounded; past the bound the session is lost and the client starts anew). `tag` is random:
+// two copies of one agent that both go on give different ones under the same number.
 struct Event {
   std::uint64_t seq = 0;
   EventKind kind{};
   Bytes body;
+  std::uint32_t tag = 0;
 };
 template <class Ar, class M>
 void Event_fields(Ar& ar, M& m) {
-  ar.num(m.seq), ar.num(m.kind), ar.bytes(m.body, kMaxEventBytes);
+  ar.num(m.seq), ar.num(m.kind), ar.bytes(m.body, kMaxEventBytes), ar.num(m.tag);
 }
 NEARBOX_FIELDS(Event)
 
@@ -164,10 +166,11 @@ NEARBOX_FIELDS(ProcExit)
 struct Subscribe {
   std::uint64_t instance = 0;  // of the events seen so far; another one than the agent's: from the start
   std::uint64_t after_seq = 0;
+  std::uint32_t tag = 0;  // of event after_seq, where that is not 0
 };
 template <class Ar, class M>
 void Subscribe_fields(Ar& ar, M& m) {
-  ar.num(m.instance), ar.num(m.after_seq);
+  ar.num(m.instance), ar.num(m.after_seq), ar.num(m.tag);
 }
 NEARBOX_FIELDS(Subscribe)
 

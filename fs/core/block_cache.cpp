@@ -229,8 +229,8 @@ void BlockCache::Impl::wrote(const wire::Attr& before, const wire::Attr& after, 
   const auto it = files_.find(wire::identity(before));
   if (it == files_.end()) return;
   const FilePtr file = it->second;
-  const bool alone =
-      file->stamp == Stamp(before) && before.version != 0 && after.version == before.version + 1;
+  // One counter numbers the changes of all files, so the next version of this one is any later number.
+  const bool alone = file->stamp == Stamp(before) && before.version != 0 && after.version > before.version;
   if (!alone || file->running != 0 || !file->queue.empty()) {
     renew_locked(*file, Stamp(after));
     return tidy_locked(file);

@@ -115,7 +115,8 @@ bool Session::take_content(NodeIndex node, const wire::NodeId& id, const wire::O
                            sync::Mirror& mirror, sync::Changes& changes) {
   seen.before = mirror.attr(node);
   if (!is(done.attr, id) || !is(seen.before, id)) return false;
-  seen.foreign = is(done.before, id) && changed(seen.before, done.before);
+  // What it was before is not told of an operation that was sent again.
+  seen.foreign = !is(done.before, id) || changed(seen.before, done.before);
   seen.after = done.attr;
   mirror.set_attr(node, done.attr, changes);
   return true;

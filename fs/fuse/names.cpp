@@ -47,11 +47,17 @@ int Session::place(Ino parent, const std::string& name, Place& place) const {
   });
 }
 
-// As prove_first(), of the names in a directory.
-bool Session::prove_names_first(Request& request, Ino parent, std::function<void(Request)> then) {
+// As prove_first(), of a name in a directory. The kernel may know one that is being listed here just now.
+bool Session::prove_name_first(Request& request, Ino parent, const std::string& name,
+                               std::function<void(Request)> then) {
   const auto dir = inodes_.node(parent);
-  const auto listing = services_.tree.read([&](const sync::Mirror& mirror) { return mirror.listing(dir); });
-  return listing == sync::Listing::kStale && wait_proof(request, dir, std::move(then));
+  const bool wait = services_.tree.read([&](const sync::Mirror& mirror) {
+    const auto listing = mirror.listing(dir);
+    if (listing == sync::Listing::kStale) return true;
+    const bool whole = listing == sync::Listing::kComplete || listing == sync::Listing::kFailed;
+    return !whole && mirror.alive(dir) && mirror.lookup(dir, name) == kNoNode;
+  });
+  return wait && wait_proof(request, dir, std::move(then));
 }
 
 void Session::set_parent(sync::Mirror& mirror, NodeIndex dir, const wire::Attr& attr,
@@ -206,7 +212,7 @@ void Session::remove(Request request, Ino parent, std::string name, bool directo
   const auto again = [=, self = shared_from_this()](Request waiting) {
     self->remove(std::move(waiting), parent, name, directory, true);
   };
-  if (!proved && prove_names_first(request, parent, again)) return;
+  if (!proved && prove_name_first(request, parent, name, again)) return;
   Place at;
   int error = place(parent, name, at);
   if (error == 0 && at.child == kNoNode) error = ENOENT;
@@ -261,8 +267,8 @@ void Session::rename(Request request, Ino parent, std::string name, Ino parent2,
   const auto proven = [=, self = shared_from_this()](Request waiting) {
     self->rename(std::move(waiting), parent, name, parent2, name2, flags, proved + 1);
   };
-  if (proved < 1 && prove_names_first(request, parent, proven)) return;
-  if (proved < 2 && prove_names_first(request, parent2, proven)) return;
+  if (proved < 1 && prove_name_first(request, parent, name, proven)) return;
+  if (proved < 2 && prove_name_first(request, parent2, name2, proven)) return;
   Place from;
   Place to;
   int error = (flags & ~(kRenameNoReplace | kRenameExchange)) != 0 ? EINVAL : 0;

@@ -118,7 +118,7 @@ void Notifier::run(const std::stop_token& stop) noexcept {
     if (step()) continue;
     MutexLock lock(mu_);
     if (!ready_.empty() || everything_ || stopped_) continue;
-    wake_.wait_until(mu_, again_.empty() ? Clock::now() + kLook : again_.front().due);
+    wake_.wait_until(mu_, again_.empty() ? Clock::now() + kLook : again_.begin()->first);
   }
 }
 
@@ -227,19 +227,26 @@ bool Notifier::send(const Item& item) {
 // in fuse_reverse_inval_inode() and fuse_iget()).
 bool Notifier::tell_inode(const Item& item) {
   if (kernel_.inode(item.ino, item.data) || !source_.referenced || !source_.referenced(item.ino)) return true;
+  const auto now = Clock::now();
+  Item later = item;
+  if (later.unknown_since == Clock::time_point{}) later.unknown_since = now;
+  const bool long_since = now - later.unknown_since > kOnItsWay;
   MutexLock lock(mu_);
   if (stopped_) return false;
-  again_.push_back({Clock::now() + kAgain, item});
+  again_.emplace(now + (long_since ? kOnItsWay : kAgain), std::move(later));
   ++aside_count_;
-  return false;
+  return long_since;  // nobody waits for it any more
 }
 
 void Notifier::take_again_locked() {
   const auto now = Clock::now();
-  while (!again_.empty() && again_.front().due <= now) {
+  while (!again_.empty() && again_.begin()->first <= now) {
+    Item item = std::move(again_.begin()->second);
+    again_.erase(again_.begin());
     --aside_count_;
-    enqueue_locked(std::move(again_.front().item), Bound::kNo, Ticket::kHeld);
-    again_.pop_front();
+    const bool counted = outstanding_.contains(item.ticket);
+    if (!counted) item.ticket = ++last_ticket_;
+    enqueue_locked(std::move(item), Bound::kNo, counted ? Ticket::kHeld : Ticket::kNew);
   }
 }
 

@@ -91,12 +91,12 @@ class Notifier {
     Ino child = 0;
     bool data = false;
     bool deleted = false;
-    std::uint64_t ticket = 0;  // of the oldest notification it stands for
+    std::uint64_t ticket = 0;                               // of the oldest notification it stands for
+    std::chrono::steady_clock::time_point unknown_since{};  // the kernel said so first
   };
-  struct Again {
-    std::chrono::steady_clock::time_point due;
-    Item item;
-  };
+  // An answer that is on its way to the kernel for longer is one that nobody waits for: whoever asked stands
+  // still.
+  static constexpr std::chrono::milliseconds kOnItsWay{1000};
   struct Group {  // all that concerns one inode
     std::map<std::string, Item> items;
     std::deque<std::string> order;
@@ -131,11 +131,12 @@ class Notifier {
   std::unordered_map<Ino, Group> groups_ GUARDED_BY(mu_);             // none is empty but while sending
   std::deque<Ino> ready_ GUARDED_BY(mu_);                             // groups nobody sends of
   std::unordered_map<Ino, std::vector<Item>> aside_ GUARDED_BY(mu_);  // by the busy inode
-  std::deque<Again> again_ GUARDED_BY(mu_);                           // the kernel did not know; by `due`
-  std::size_t count_ GUARDED_BY(mu_) = 0;                             // items in groups_
-  std::size_t aside_count_ GUARDED_BY(mu_) = 0;                       // and in again_
-  std::size_t sending_ GUARDED_BY(mu_) = 0;                           // threads in the kernel
-  std::uint64_t progress_ GUARDED_BY(mu_) = 0;                        // how often one came back
+  std::multimap<std::chrono::steady_clock::time_point, Item> again_
+      GUARDED_BY(mu_);                           // the kernel did not know it; by when to tell it again
+  std::size_t count_ GUARDED_BY(mu_) = 0;        // items in groups_
+  std::size_t aside_count_ GUARDED_BY(mu_) = 0;  // and in again_
+  std::size_t sending_ GUARDED_BY(mu_) = 0;      // threads in the kernel
+  std::uint64_t progress_ GUARDED_BY(mu_) = 0;   // how often one came back
   bool everything_ GUARDED_BY(mu_) = false;
   std::uint64_t everything_ticket_ GUARDED_BY(mu_) = 0;
   std::uint64_t last_ticket_ GUARDED_BY(mu_) = 0;

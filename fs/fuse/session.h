@@ -146,7 +146,8 @@ class Session final : public sync::ChangeListener,
   // True: what is known of the node may be out of date; the request is parked until it is proven, then
   // handed to `then`.
   bool prove_first(Request& request, sync::NodeIndex node, std::function<void(Request)> then);
-  bool prove_names_first(Request& request, Ino parent, std::function<void(Request)> then);
+  bool prove_name_first(Request& request, Ino parent, const std::string& name,
+                        std::function<void(Request)> then);
   bool wait_proof(Request& request, sync::NodeIndex dir, std::function<void(Request)> then);
   void answer_entry(Request request, Ino parent, const std::string& name, const wire::Attr& attr,
                     const fuse_file_info* info);

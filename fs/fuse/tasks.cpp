@@ -233,11 +233,12 @@ bool Session::as_believed(const Task& task) const {
   });
 }
 
-// Whether content may differ, as far as attributes tell.
+// Whether content may differ, as far as attributes tell. A change time says so only where nobody counts: own
+// renames and links move it too.
 bool Session::changed(const wire::Attr& before, const wire::Attr& after) {
   const bool counted = before.version != 0 && after.version != 0;
   return before.size != after.size || before.mtime_ns != after.mtime_ns ||
-         before.ctime_ns != after.ctime_ns || (counted && before.version != after.version);
+         (counted ? before.version != after.version : before.ctime_ns != after.ctime_ns);
 }
 
 // An own operation that leaves the content alone found other content than the mirror had: somebody else

@@ -89,7 +89,7 @@ struct EventStream::Impl : api::LinkObserver, std::enable_shared_from_this<Event
   void deliver(std::uint64_t number, std::vector<wire::Event> events);
   bool deliver_one(const wire::Event& event);
   bool take(std::uint64_t number, std::uint64_t seq, bool& gap);
-  void handled_one(std::uint64_t number, std::uint64_t seq);
+  void handled_one(std::uint64_t number, std::uint64_t seq, std::uint32_t tag);
   void wait(std::uint64_t for_instance, std::uint64_t seq, HandledFn fn);
   void broken(std::uint64_t number, const char* what);
   void in_order(std::function<void()> task);
@@ -114,6 +114,7 @@ struct EventStream::Impl : api::LinkObserver, std::enable_shared_from_this<Event
   std::uint64_t next_call GUARDED_BY(mu) = 1;
   api::CallToken token GUARDED_BY(mu) = 0;
   std::uint64_t handled GUARDED_BY(mu) = 0;                        // newest event the listeners have seen
+  std::uint32_t handled_tag GUARDED_BY(mu) = 0;                    // of that event
   std::uint64_t confirmed GUARDED_BY(mu) = 0;                      // newest event told to the agent
   std::uint64_t newest GUARDED_BY(mu) = 0;                         // that somebody waits for
   std::multimap<std::uint64_t, HandledFn> waiting GUARDED_BY(mu);  // by event of this instance
@@ -138,7 +139,10 @@ class EventStream::Impl::Sink : public api::CallSink {
     std::vector<wire::Event> events;
     const bool good = cutter_.feed(bytes, events);
     if (!events.empty()) {
-      from_.after_seq = std::max(from_.after_seq, events.back().seq);
+      if (events.back().seq > from_.after_seq) {
+        from_.after_seq = events.back().seq;
+        from_.tag = events.back().tag;
+      }
       impl_->deliver(call_, std::move(events));
     }
     if (good) return;
@@ -178,6 +182,7 @@ void EventStream::Impl::on_up(const wire::Welcome& welcome, bool same_instance) 
     mine = ++generation;
     instance = welcome.instance;
     handled = confirmed = newest = 0;
+    handled_tag = 0;
     in_vain.swap(waiting);
     call = 0;
     confirm_at = subscribe_at = Clock::time_point::max();
@@ -200,7 +205,7 @@ void EventStream::Impl::subscribe(std::uint64_t for_generation) {
     if (stopped || generation != for_generation || call != 0) return;
     call = number = next_call++;
     subscribe_at = Clock::time_point::max();
-    from = {instance, handled};
+    from = {instance, handled, handled_tag};
   }
   api::CallOptions options;
   options.deadline = Clock::time_point::max();
@@ -229,6 +234,8 @@ void EventStream::Impl::ended(std::uint64_t number, int error) {
     changed.notify_all();
   }
   log.warn("event=subscription_ended errno=" + std::to_string(error));
+  // A copy of the agent we knew, which went its own way since; or our session is lost there.
+  if (error == ESTALE || error == EOVERFLOW) link.renew_session();
 }
 
 void EventStream::Impl::broken(std::uint64_t number, const char* what) {
@@ -260,7 +267,7 @@ void EventStream::Impl::deliver(std::uint64_t number, std::vector<wire::Event> e
         broken(number, "body");
         return;
       }
-      handled_one(number, event.seq);
+      handled_one(number, event.seq, event.tag);
     }
   });
 }
@@ -301,12 +308,13 @@ bool EventStream::Impl::deliver_one(const wire::Event& event) {
   return true;  // of a newer agent: not for us
 }
 
-void EventStream::Impl::handled_one(std::uint64_t number, std::uint64_t seq) {
+void EventStream::Impl::handled_one(std::uint64_t number, std::uint64_t seq, std::uint32_t tag) {
   std::vector<HandledFn> reached;
   {
     base::MutexLock lock(mu);
     if (call != number) return;
     handled = seq;
+    handled_tag = tag;
     newest = std::max(newest, seq);
     pause = kFirstPause;
     const auto was = confirm_at;

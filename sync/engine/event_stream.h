@@ -17,7 +17,8 @@ namespace nearbox::sync {
 // Threads: listeners run on a link thread, one event at a time, in order, and must not block.
 //          on_*() come before start(); stop() is not called by a listener.
 // Errors:  what breaks the format or the order of events is logged, and the events after the last
-//          good one are asked for again, with growing pauses.
+//          good one are asked for again, with growing pauses. An agent that does not know the event after
+//          which we ask is a copy of the one that told it: the link takes a new session.
 class EventStream {
  public:
   using OpDoneFn = std::function<void(const wire::OpDone&)>;

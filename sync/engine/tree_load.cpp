@@ -345,15 +345,33 @@ void TreeStore::Impl::run_step(const std::shared_ptr<Run>& now) {
       reask(path);
       step(ended);
     };
-    const auto go = [this, path, deadline, over] { walk(path, 0, deadline, over, rescan_stall.load()); };
-    bool is_watched = false;
-    {
-      base::MutexLock lock(mu);
-      const auto found = subtrees.find(path);
-      is_watched = found != subtrees.end() && found->second.watched(generation);
-    }
-    is_watched ? go() : watch(path, Clock::now() + kCallDeadline, go);
+    watch_all_below(path,
+                    [this, path, deadline, over] { walk(path, 0, deadline, over, rescan_stall.load()); });
   });
+}
+
+// Watches the subtree at `path` and those within it that are loaded too, where they are not; one after the
+// other.
+void TreeStore::Impl::watch_all_below(const std::string& path, Then then) {
+  std::optional<std::string> next;
+  {
+    base::MutexLock lock(mu);
+    for (auto& [at, subtree] : subtrees) {
+      if (!covers(path, at) || subtree.watched(generation) || subtree.watch_tried == generation) continue;
+      if (at != path && !subtree.loaded) continue;
+      subtree.watch_tried = generation;
+      next = at;
+      break;
+    }
+    if (!next) {  // those that could not be watched are tried again by the next scan
+      for (auto& [at, subtree] : subtrees) {
+        if (covers(path, at)) subtree.watch_tried = 0;
+      }
+    }
+  }
+  if (!next) return then();
+  watch(*next, Clock::now() + kCallDeadline,
+        [this, path, then = std::move(then)] { watch_all_below(path, then); });
 }
 
 // Goes on without a first load that rests, as without a subtree that is not answered; the load itself goes

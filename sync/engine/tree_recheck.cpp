@@ -141,7 +141,6 @@ void TreeStore::Impl::barrier(const CompletionPtr& whose, Deadline deadline) {
       run->after.push_back([this, whose, deadline] { barrier(whose, deadline); });
       return;
     }
-    all->generation = generation;
     all->instance = instance;
     for (const auto& [path, subtree] : subtrees) {
       if (!subtree.watch_asked) {
@@ -161,6 +160,7 @@ void TreeStore::Impl::barrier(const CompletionPtr& whose, Deadline deadline) {
   }
   if (roots.empty()) return barrier_rechecked(whose);
   all->left = roots.size();
+  if (const auto at = events->position(); at.instance == all->instance) all->handled = at.handled;
   for (const auto root : roots) {
     unary(wire::Method::kBarrier, wire::encode(wire::Barrier{root}), deadline,
           [this, all](int error, wire::ByteView payload) { barrier_answered(all, error, payload); });
@@ -175,8 +175,14 @@ void TreeStore::Impl::barrier_answered(const std::shared_ptr<Barriers>& all, int
     base::MutexLock lock(mu);
     if (all->error == 0) all->error = error;
     if (reply) all->seq = std::max(all->seq, reply->seq);
+    if (reply && reply->seq < all->handled && all->error == 0) all->error = ESTALE;
     if (--all->left != 0) return;
     error = all->error;
+  }
+  if (error == ESTALE) {  // it has not yet told what we know: an older state of the agent, or a copy
+    log.warn("event=agent_went_back action=new_session");
+    link.renew_session();
+    return later(kRetryPause, [this, all] { barrier_handled(all, ECONNRESET); });
   }
   if (error != 0) return barrier_handled(all, error);
   events->when_handled(all->instance, all->seq, [this, weak = weak_from_this(), all](int failed) {

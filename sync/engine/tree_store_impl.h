@@ -101,6 +101,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
     int watch_error = 0;
     bool watch_asked = false;            // there was an answer, or an error
     std::uint64_t watch_generation = 0;  // of the agent that gave it
+    std::uint64_t watch_tried = 0;       // generation, while a scan goes over all of them
     std::uint32_t watch_root = 0;
     wire::NodeId node{};
     bool watched(std::uint64_t now) const {
@@ -145,7 +146,8 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   struct Barriers {                                          // the calls of one barrier()
     CompletionPtr whose;
     Deadline deadline;
-    std::uint64_t generation = 0, instance = 0;
+    std::uint64_t instance = 0;
+    std::uint64_t handled = 0;  // before it was asked
     std::size_t left = 0;
     std::uint64_t seq = 0;
     int error = 0;
@@ -229,6 +231,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   void reask(const std::string& below);
   void rescan(Completions waiters);
   void run_step(const std::shared_ptr<Run>& now);
+  void watch_all_below(const std::string& path, std::function<void()> then);
   struct FirstLoad {  // a run waits for the first load of a subtree
     std::string path;
     std::chrono::steady_clock::time_point heard;  // of it, or the link was down

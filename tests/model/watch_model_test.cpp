@@ -488,12 +488,6 @@ class WatchModel : public ::testing::Test {
           for (const auto& [path, attr] : tree.nodes) {
             if (path != "a" && !path.starts_with("a/")) continue;
             const auto node = m.walk(Mirror::kRoot, path);
-            if (node == kNoNode) {
-              for (auto at = path; at.size() > 1; at = parent_of(at)) {
-                const auto n = m.walk(Mirror::kRoot, at);
-                fprintf(stderr, "XX %s node %u listing %d ino %lu real %lu\n", at.c_str(), n, n == kNoNode ? -1 : static_cast<int>(m.listing(n)), n == kNoNode ? std::uint64_t{0} : m.attr(n).ino, tree.nodes.at(at).ino);
-              }
-            }
             ASSERT_NE(node, kNoNode) << path;
             EXPECT_EQ(m.attr(node).ino, attr.ino) << path;
             EXPECT_EQ(m.attr(node).size, attr.size) << path;

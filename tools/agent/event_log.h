@@ -20,10 +20,17 @@ inline constexpr std::size_t kMaxEventLogBytes = 64 * 1024 * 1024;
 //          appended or read any more, and the session must end.
 class EventLog {
  public:
-  explicit EventLog(std::size_t max_bytes = kMaxEventLogBytes) : max_bytes_(max_bytes) {}
+  using TagSource = std::uint32_t (*)();
+  static std::uint32_t fresh_tag();
+  explicit EventLog(std::size_t max_bytes = kMaxEventLogBytes, TagSource tags = fresh_tag)
+      : max_bytes_(max_bytes), tags_(tags) {}
 
   // The number the event got, 0 when the log is poisoned (now or before).
   std::uint64_t append(wire::EventKind kind, wire::Bytes body) EXCLUDES(mu_);
+
+  // ESTALE: event `seq` with that tag is none of this log: a copy of it gave the number to another one, or it
+  // was confirmed long since.
+  base::Result<void> check(std::uint64_t seq, std::uint32_t tag) EXCLUDES(mu_);
 
   // Appends to `out` the events after `after`, each as u32 length | Event, up to about `max` bytes,
   // and moves `after` to the last one. Waits until `deadline` for the first; true with nothing
@@ -43,9 +50,15 @@ class EventLog {
 
  private:
   const std::size_t max_bytes_;
+  const TagSource tags_;
   base::Mutex mu_;  // rank: leaf
   base::CondVar changed_;
-  std::deque<wire::Bytes> events_ GUARDED_BY(mu_);  // encoded; the first has seq first_
+  struct Kept {
+    wire::Bytes encoded;
+    std::uint32_t tag = 0;
+  };
+  std::deque<Kept> events_ GUARDED_BY(mu_);          // the first has seq first_
+  std::uint32_t confirmed_tag_ GUARDED_BY(mu_) = 0;  // of event first_ - 1
   std::uint64_t first_ GUARDED_BY(mu_) = 1;
   std::size_t bytes_ GUARDED_BY(mu_) = 0;
   std::uint64_t wakes_ GUARDED_BY(mu_) = 0;

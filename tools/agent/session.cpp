@@ -270,7 +270,12 @@ void Session::apply(std::vector<wire::Op> ops) {
 
 void Session::subscribe(const wire::Subscribe& request, const channel::ResponderPtr& responder) {
   // A client of another instance starts from what is kept; the same one from where it was.
-  const auto after = request.instance == instance_ ? request.after_seq : events.confirmed();
+  const bool goes_on = request.instance == instance_;
+  const auto after = goes_on ? request.after_seq : events.confirmed();
+  if (goes_on) {
+    const auto known = events.check(after, request.tag);
+    if (!known && !base::fault::active("agent.no_tag_check")) return responder->end(known.error().as_errno());
+  }
   {
     base::MutexLock lock(mu_);
     if (subscriptions_ >= kMaxSubscriptions) return responder->end(EBUSY);

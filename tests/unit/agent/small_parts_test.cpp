@@ -174,6 +174,42 @@ TEST(EventLog, NumbersKeepsAndForgets) {
   EXPECT_EQ(log.append(wire::EventKind::kOpDone, body(1)), 6U);
 }
 
+std::uint32_t next_tag = 0;
+
+std::uint32_t counted_tag() { return ++next_tag; }
+
+// An agent that is frozen and copied after 600 events; both go on, as if nothing had been, by 1,000 more.
+TEST(EventLog, ACopyThatWentItsOwnWayIsFoundOut) {
+  EventLog original(kMaxEventLogBytes, counted_tag);
+  EventLog copy(kMaxEventLogBytes, counted_tag);
+  const auto go_on = [](EventLog& log, std::size_t events, std::uint32_t from) {
+    next_tag = from;
+    for (std::size_t i = 0; i < events; ++i) (void)log.append(wire::EventKind::kChanged, body(20));
+    return next_tag;
+  };
+  for (auto* log : {&original, &copy}) {
+    (void)go_on(*log, 600, 0);
+    log->confirm(500);
+  }
+  EXPECT_TRUE(copy.check(500, 500).ok()) << "the last that was confirmed";
+  EXPECT_TRUE(copy.check(600, 600).ok()) << "up to here both are one";
+  EXPECT_FALSE(copy.check(601, 601).ok()) << "nothing of it is known there";
+  const auto seen = go_on(original, 1000, 1'000'000);
+  (void)go_on(copy, 1000, 2'000'000);
+  EXPECT_TRUE(original.check(1600, seen).ok());
+  const auto refused = copy.check(1600, seen);
+  ASSERT_FALSE(refused.ok()) << "the same number, another event";
+  EXPECT_EQ(refused.error().as_errno(), ESTALE);
+  (void)go_on(copy, 1, 3'000'000);
+  EXPECT_FALSE(copy.check(1600, seen).ok()) << "beyond it just as well";
+  copy.confirm(1600);
+  EXPECT_FALSE(copy.check(1600, seen).ok());
+  EventLog fresh(1000);
+  EXPECT_TRUE(fresh.check(0, 77).ok()) << "before the first event there is nothing to differ in";
+  const auto one = EventLog::fresh_tag();
+  EXPECT_NE(one, EventLog::fresh_tag());
+}
+
 TEST(EventLog, PoisonedPastItsBound) {
   EventLog log(1000);
   EXPECT_EQ(log.append(wire::EventKind::kOpDone, body(900)), 1U);

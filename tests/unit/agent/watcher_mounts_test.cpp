@@ -33,6 +33,7 @@ class MountsTest : public test::WatcherTest {
     if (done) mounted.push_back(*this / at);
     return done;
   }
+  void one_after_another();
   // As a person does it: what is in use cannot be unmounted.
   void unmount(const std::string& at) {
     const auto path = *this / at;
@@ -62,7 +63,15 @@ TEST_P(MountsTest, NothingOfOursKeepsAMountBusy) {
   EXPECT_EQ(again.model->differences(), "");
 }
 
-TEST_P(MountsTest, OneMountAfterOrUponAnother) {
+TEST_P(MountsTest, OneMountAfterOrUponAnother) { one_after_another(); }
+
+TEST_P(MountsTest, WithoutNumbersThatAreUsedOnce) {
+  faults.set(std::string(GetParam().faults) + "agent.no_unique_mounts\n");
+  ASSERT_TRUE(faults.reaches("agent.no_unique_mounts", "", true));
+  one_after_another();
+}
+
+void MountsTest::one_after_another() {
   ASSERT_TRUE(mount("tmpfs", "t"));
   act([&] { put(*this / "t/first", "1"); });
   ASSERT_TRUE(mount("tmpfs", "t"));

@@ -203,6 +203,24 @@ TEST_F(LinkResumeTest, ARestoredSnapshotIsANewInstance) {
   link->remove_observer(&watcher);
 }
 
+TEST_F(LinkResumeTest, ASessionThatIsGivenUpIsNotGoneOnWith) {
+  auto link = channel::make_agent_link(agent.config(), timers, log);
+  Watcher watcher;
+  link->add_observer(&watcher);
+  ASSERT_TRUE(eventually([&] { return watcher.count("new") == 1; }));
+  for (std::size_t times = 2; times < 5; ++times) {
+    link->renew_session();
+    ASSERT_TRUE(eventually([&] { return watcher.count("new") == times; }));
+    ASSERT_TRUE(eventually([&] { return link->status().up; }));
+  }
+  // Beside a loss, whichever comes first.
+  agent.cut();
+  link->renew_session();
+  ASSERT_TRUE(eventually([&] { return watcher.count("new") >= 5 || watcher.count("same") >= 1; }));
+  ASSERT_TRUE(eventually([&] { return link->status().up; }));
+  link->remove_observer(&watcher);
+}
+
 // The check of the nonce switched off: the snapshot would be taken for the agent it was made of.
 TEST_F(LinkResumeTest, WithoutTheNonceASnapshotPassesForTheSame) {
   const auto dir = std::filesystem::path(::testing::TempDir()) / ("nonce-" + std::to_string(::getpid()));

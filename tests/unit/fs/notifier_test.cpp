@@ -142,6 +142,18 @@ TEST_F(NotifierTest, AnInodeThatIsOnItsWayToTheKernelIsToldAgain) {
   EXPECT_EQ(kernel.all().count("i6a"), 1u);
 }
 
+TEST_F(NotifierTest, AnAnswerThatNobodyTakesHoldsUpNobody) {
+  source.referenced = [](Ino) { return true; };
+  Notifier notifier(kernel, source);
+  kernel.unknown = 5;
+  notifier.attr(5);
+  ASSERT_TRUE(idle(notifier));
+  kernel.unknown = 0;  // it is taken at last, and told of
+  const auto told = kernel.all().count("i5a");
+  EXPECT_TRUE(eventually([&] { return kernel.all().count("i5a") > told; }));
+  EXPECT_TRUE(idle(notifier));
+}
+
 TEST_F(NotifierTest, ThoseStuckInTheKernelDoNotHoldUpOthers) {
   constexpr Ino kStuck = Notifier::kMaxThreads - 1;  // directories whose lock somebody has
   kernel.stuck = [](Ino parent) { return parent < 100; };

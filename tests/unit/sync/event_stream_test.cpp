@@ -34,7 +34,7 @@ wire::Bytes record(const wire::Event& event) {
 wire::Event op_done(std::uint64_t seq, std::uint64_t op) {
   wire::OpDone done;
   done.op_id = op;
-  return {seq, wire::EventKind::kOpDone, wire::encode(done)};
+  return {seq, wire::EventKind::kOpDone, wire::encode(done), static_cast<std::uint32_t>(1000 + seq)};
 }
 
 // The agent's side: keeps events until they are confirmed, sends them from where it is asked.
@@ -64,7 +64,9 @@ class Agent {
     events_.push_back(op_done(events_.size() + 1, op));
     flush();
   }
-  void flush() {  // (link)
+  bool refuse = false;  // does not know where we are (link)
+  void flush() {        // (link)
+    if (refuse && link_.on_wire(token_)) return link_.end(token_, ESTALE);
     while (next_ < events_.size() && link_.on_wire(token_)) {
       if (next_ < confirmed_) {
         link_.end(token_, ESTALE);
@@ -174,6 +176,27 @@ TEST_F(EventStreamTest, ANewSessionOfTheSameAgentStartsAgain) {
   link.connect(1, false);
   ASSERT_TRUE(hears(5));
   EXPECT_EQ(all(), (std::vector<std::int64_t>{-1, 10, 11, -1, 20}));
+}
+
+// What we know of it it does not know itself: a copy, whose events are others.
+TEST_F(EventStreamTest, AnAgentThatDoesNotKnowOurPositionMeansANewSession) {
+  stream.start();
+  link.connect(1, false);
+  link.post([this] { agent.emit(10), agent.emit(11); });
+  ASSERT_TRUE(hears(3));
+  link.lose();
+  link.post([this] { agent.refuse = true; });
+  link.connect(1, true);
+  ASSERT_TRUE(eventually([&] { return link.renewals >= 1; }));
+  link.lose();
+  link.post([this] { agent.refuse = false, agent.restart(1), agent.emit(20); });
+  link.connect(1, false);
+  ASSERT_TRUE(hears(5));
+  EXPECT_EQ(all(), (std::vector<std::int64_t>{-1, 10, 11, -1, 20}));
+  link.do_now([this] {
+    EXPECT_EQ(agent.asked_.at(1).after_seq, 2u);
+    EXPECT_EQ(agent.asked_.at(1).tag, 1002u) << "of the event that is named";
+  });
 }
 
 TEST_F(EventStreamTest, ResumesAfterTheLastWholeEvent) {

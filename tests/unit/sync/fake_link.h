@@ -165,6 +165,8 @@ class FakeLink : public api::AgentLink {
     const std::lock_guard lock(mu_);
     return wires_.contains(token) ? static_cast<std::uint32_t>(token) : 0;
   }
+  void renew_session() override { ++renewals; }
+  std::atomic<int> renewals{0};
   api::LinkStatus status() const override {
     api::LinkStatus now;
     now.up = up_;
