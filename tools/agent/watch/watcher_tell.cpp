@@ -50,7 +50,7 @@ void Watcher::tell_locked(Subscription& to, std::size_t index, const std::vector
   wire::Changed changed;
   changed.root = to.number;
   std::size_t bytes = 0;
-  const auto flush = [&] {
+  const auto flush = [&]() REQUIRES(mu_) {
     if (changed.states.empty()) return;
     (void)give_locked(to, wire::EventKind::kChanged, wire::encode(changed));
     changed.states.clear();
