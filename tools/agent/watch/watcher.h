@@ -33,9 +33,7 @@ inline constexpr std::chrono::milliseconds kLostAgain{500};  // at most so often
 inline constexpr std::chrono::seconds kIncompleteAgain{5};   // how often what is not watched is read again
 inline constexpr std::chrono::seconds kLongestAgain{320};    // where that is everything
 inline constexpr std::chrono::seconds kForeignAgain{10};     // how often the clients read what others change
-inline constexpr std::chrono::milliseconds kProbeWait{
-    200};                                            // of a barrier, for file systems that may not answer
-inline constexpr std::size_t kMaxLooksAgain = 1000;  // of a barrier, at what operations overtake
+inline constexpr std::size_t kMaxLooksAgain = 1000;          // of a barrier, at what operations overtake
 
 // What an operation of this agent changed, for the clients that did not ask for it.
 struct OwnChange {
@@ -92,6 +90,7 @@ class Watcher {
   void directory_made(const std::string& path) EXCLUDES(mu_);
   // Its thread, or one of its threads, waits for a file system and cannot be ended now.
   bool stuck() { return probe_.stuck(); }
+  MountProbe& probe() { return probe_; }
   // Somebody watches: without, those above need not be called.
   bool watching() const { return versions_.enabled(); }
 

@@ -108,7 +108,7 @@ base::Result<std::size_t> Watcher::add_root(const RootPtr& root) {
   if (roots_.size() <= index) roots_.resize(index + 1);
   roots_[index] = {root, *source, mounted, {}, {}};
   for (const auto& one : mounted) {
-    if (one.at.foreign) roots_[index].unwatched.push_back({one.at.path, true, true});
+    if (one.at.foreign) roots_[index].unwatched.push_back({one.at.path, true, false});
     any_foreign_ = any_foreign_ || one.at.foreign;
   }
   return index;
