@@ -5,6 +5,7 @@ NEARBOX_COHERENCE_OPS: random operations of the long test (10,000; 100,000 and m
 NEARBOX_TEST_SEED: of the random operations.
 """
 import contextlib
+import ctypes
 import errno
 import functools
 import mmap
@@ -468,6 +469,140 @@ class Coherence(nbtest.Case):
         self.set_faults("agent.no_fanotify", "agent.watch_limit")
         self.mounted()
         self.random_run(1000, [RandomOps(self.dir, SEED + 9)])
+
+    # ---- own changes, looked at at once
+
+    def own_changes(self, seconds, noise):
+        """Each call's result holds at once, whatever is looked at in the sandbox meanwhile. The calls that did not."""
+        self.mounted()
+        stop = threading.Event()
+        wrong = []
+
+        def expect(holds, what):
+            if not holds:
+                wrong.append(what)
+
+        def others():
+            os.makedirs(f"{self.dir}/noise", exist_ok=True)
+            i = 0
+            while not stop.is_set():
+                i += 1
+                path = f"{self.dir}/noise/n{i % 500}"
+                with open(path, "w", encoding="utf-8") as f:
+                    f.write("x")
+                if i % 7 == 0:
+                    os.rename(path, f"{path}r")
+
+        def one_round(i):
+            base = f"{self.mnt}/own{i}"
+            os.mkdir(base)
+            for name in "abc":
+                with open(f"{base}/{name}", "wb") as f:
+                    for j in range(3):
+                        f.write(b"y" * 5000)
+                        f.flush()
+                        expect(os.fstat(f.fileno()).st_size == 5000 * (j + 1), f"size of {name}")
+                expect(os.path.exists(f"{base}/{name}"), f"{name} made")
+            expect(sorted(os.listdir(base)) == list("abc"), "listing")
+            for _ in range(5):
+                with open(f"{base}/lock", "xb") as f:
+                    f.write(b"l")
+                os.rename(f"{base}/lock", f"{base}/a")
+                expect(not os.path.exists(f"{base}/lock"), "renamed away")
+                expect(os.path.exists(f"{base}/a"), "renamed to")
+            for name in os.listdir(base):
+                os.unlink(f"{base}/{name}")
+                expect(not os.path.exists(f"{base}/{name}"), "removed")
+            os.rmdir(base)
+            expect(not os.path.exists(base), "directory removed")
+
+        threads = [threading.Thread(target=others)] if noise else []
+        for t in threads:
+            t.start()
+        try:
+            until = time.monotonic() + seconds
+            i = 0
+            while time.monotonic() < until:
+                i += 1
+                try:
+                    one_round(i)
+                except OSError as e:
+                    wrong.append(f"round {i}: {e}")
+        finally:
+            stop.set()
+            for t in threads:
+                t.join()
+        self.check("in the end")
+        return wrong
+
+    def test_own_changes_hold_at_once(self):
+        self.assertEqual(self.own_changes(6, noise=True), [])
+
+    def test_own_changes_hold_at_once_directory_by_directory(self):
+        self.set_faults("agent.no_fanotify")
+        self.assertEqual(self.own_changes(6, noise=False), [])
+
+    # ---- mounts in the sandbox
+
+    def mount_there(self, name, *options):
+        at = f"{self.dir}/{name}"
+        subprocess.run(["mount", *options, at], check=True)
+        self.addCleanup(subprocess.run, ["umount", "-l", at], check=False, capture_output=True)
+
+    def unmount_there(self, name):
+        subprocess.run(["umount", f"{self.dir}/{name}"], check=True)
+
+    def test_mounts_below_come_and_go(self):
+        if os.getuid() != 0:
+            self.skipTest("needs mount(2)")
+        for name in ("t", "b", "from/x"):
+            os.makedirs(f"{self.dir}/{name}")
+        outside = f"{self.dir}-outside"
+        os.makedirs(f"{outside}/deep")
+        self.mounted()
+        self.check("before")
+        for i in range(3):
+            self.mount_there("t", "-t", "tmpfs", "-o", "size=1m", "none")
+            with open(f"{self.dir}/t/f{i}", "w", encoding="utf-8") as f:
+                f.write("on it")
+            self.check("a file system")
+        for i in (2, 1, 0):
+            self.assertEqual(os.listdir(f"{self.dir}/t"), [f"f{i}"])
+            self.unmount_there("t")  # as a person does: nobody keeps it busy
+            self.check("one less")
+        self.mount_there("b", "--bind", outside)
+        self.check("a directory of the same file system")
+        for i in range(5):
+            with open(f"{outside}/deep/f", "w", encoding="utf-8") as f:
+                f.write(f"{i}")
+            self.check("changed by its other place")
+        self.unmount_there("b")
+        self.check("in the end")
+
+    def test_a_file_system_that_does_not_answer(self):
+        if os.getuid() != 0:
+            self.skipTest("needs mount(2)")
+        os.makedirs(f"{self.dir}/hung")
+        self.mounted()
+        self.check("before")
+        device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            libc = ctypes.CDLL(None, use_errno=True)
+            options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
+            if libc.mount(b"hung", f"{self.dir}/hung".encode(), b"fuse.hung", 0, options) != 0:
+                self.skipTest("may not mount")
+            with open(f"{self.dir}/new", "w", encoding="utf-8") as f:
+                f.write("seen")
+            wait_for(lambda: os.path.exists(f"{self.mnt}/new"), "a file made elsewhere")
+            with open(f"{self.dir}/new", "w", encoding="utf-8") as f:
+                f.write("seen at the barrier")
+            self.nb("flush")
+            with open(f"{self.mnt}/new", encoding="utf-8") as f:
+                self.assertEqual(f.read(), "seen at the barrier")
+        finally:
+            os.close(device)
+            subprocess.run(["umount", "-l", f"{self.dir}/hung"], check=False)
+        self.check("afterwards")
 
 
 class SwitchedOff(Coherence):

@@ -7,6 +7,7 @@
 #include <linux/magic.h>
 #include <sys/sysmacros.h>
 
+#include "client/base/fault.h"
 #include "tools/agent/small_file.h"
 
 namespace nearbox::agent {
@@ -110,8 +111,8 @@ MountTable MountTable::parse(std::string_view mountinfo) {
       table.own_.insert(point.path);
       continue;
     }
-    table.points_[point.path] = {point.path, point.dev, point.id, point.root,
-                                 point.path != "/" && foreign_type(type)};
+    const bool foreign = foreign_type(type) || base::fault::active("agent.foreign_mount", point.path);
+    table.points_[point.path] = {point.path, point.dev, point.id, point.root, point.path != "/" && foreign};
   }
   for (auto& [path, mounted] : table.points_) {  // those above come first
     mounted.foreign = mounted.foreign || table.foreign(std::string_view(path).substr(0, path.rfind('/')));

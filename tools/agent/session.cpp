@@ -317,7 +317,7 @@ void Session::run_tree(const wire::Tree& request, const void* connection, channe
   if (!root) return responder.end(root.error().as_errno());
   wire::TreeReply reply;
   reply.seq = events.last_seq();
-  auto started = TreeWalk::start(std::move(*root), request);
+  auto started = TreeWalk::start(std::move(*root), request, &watcher_.probe());
   if (!started) return responder.end(started.error().as_errno());
   const std::shared_ptr<TreeWalk> walk = std::move(*started);
   std::list<Walking>::iterator here;

@@ -50,10 +50,11 @@ bool pseudo_fs(int fd) {
 
 }  // namespace
 
-base::Result<std::unique_ptr<TreeWalk>> TreeWalk::start(RootPtr root, const wire::Tree& request) {
+base::Result<std::unique_ptr<TreeWalk>> TreeWalk::start(RootPtr root, const wire::Tree& request,
+                                                        MountProbe* probe) {
   auto fd = open_beneath(root->dir.get(), request.path, O_PATH | O_DIRECTORY);
   if (!fd) return std::move(fd).error();
-  std::unique_ptr<TreeWalk> walk(new TreeWalk(std::move(root), request));
+  std::unique_ptr<TreeWalk> walk(new TreeWalk(std::move(root), request, probe));
   Dir first;
   first.path = request.path;
   first.start = true;
@@ -71,8 +72,8 @@ base::Result<std::unique_ptr<TreeWalk>> TreeWalk::start(RootPtr root, const wire
   return walk;
 }
 
-TreeWalk::TreeWalk(RootPtr root, const wire::Tree& request)
-    : root_(std::move(root)), request_(request), mounts_(MountTable::load()) {}
+TreeWalk::TreeWalk(RootPtr root, const wire::Tree& request, MountProbe* probe)
+    : root_(std::move(root)), request_(request), mounts_(MountTable::load()), probe_(probe) {}
 
 TreeWalk::~TreeWalk() { stop(); }
 
@@ -206,6 +207,14 @@ std::string TreeWalk::absolute(const std::string& path) const {
   return root_->path == "/" ? "/" + path : root_->path + "/" + path;
 }
 
+// A mountpoint whose file system does not answer: whoever looks at it hangs. The watcher tells when it does.
+bool TreeWalk::silent(const std::string& path) const {
+  if (probe_ == nullptr || !mounts_.any_foreign()) return false;
+  const auto point = absolute(path);
+  if (mounts_.device_at(point) == 0 || !mounts_.foreign(point)) return false;
+  return probe_->answering({point}, Clock::now() + kProbeWait).empty();
+}
+
 bool TreeWalk::may_expand(const Dir& dir) {
   if (request_.depth != 0 && dir.level >= request_.depth) return false;
   base::MutexLock lock(mu_);
@@ -267,6 +276,7 @@ void TreeWalk::expand(const Dir& dir) {
 bool TreeWalk::read_entry(int fd, const std::string& name, const Dir& dir, wire::TreeEntry& out, bool& own) {
   out.name = name;
   own = mounts_.any_own() && mounts_.own_mount(absolute(join(dir.path, name)));
+  own = own || silent(join(dir.path, name));
   if (own) {
     out.attr.mode = S_IFDIR | 0755;
     out.attr.nlink = 2;

@@ -17,6 +17,7 @@
 #include "client/wire/tree.h"
 #include "tools/agent/mounts.h"
 #include "tools/agent/roots.h"
+#include "tools/agent/watch/mount_probe.h"
 
 namespace nearbox::agent {
 
@@ -46,7 +47,9 @@ class TreeWalk {
   enum class Next { kItem, kTimeout, kEnd };
 
   // Errors: of opening the start: ENOENT, ENOTDIR, ELOOP …
-  static base::Result<std::unique_ptr<TreeWalk>> start(RootPtr root, const wire::Tree& request);
+  // `probe`: asks foreign file systems whether they answer; one that does not is shown as an empty directory.
+  static base::Result<std::unique_ptr<TreeWalk>> start(RootPtr root, const wire::Tree& request,
+                                                       MountProbe* probe = nullptr);
   ~TreeWalk();
   TreeWalk(const TreeWalk&) = delete;
   TreeWalk& operator=(const TreeWalk&) = delete;
@@ -65,7 +68,7 @@ class TreeWalk {
     bool own_mount = false;
     bool urgent = false;
   };
-  TreeWalk(RootPtr root, const wire::Tree& request);
+  TreeWalk(RootPtr root, const wire::Tree& request, MountProbe* probe);
 
   void walk() noexcept;
   bool take_dir(Dir& out) EXCLUDES(mu_);
@@ -73,6 +76,7 @@ class TreeWalk {
   void expand(const Dir& dir);
   void list(const Dir& dir, base::UniqueFd fd, wire::TreeBlock head);
   bool read_entry(int fd, const std::string& name, const Dir& dir, wire::TreeEntry& out, bool& own);
+  bool silent(const std::string& path) const;
   bool may_expand(const Dir& dir) EXCLUDES(mu_);
   void queue_dirs(std::vector<Dir> dirs) EXCLUDES(mu_);
   void queue_locked(Dir dir) REQUIRES(mu_);
@@ -83,6 +87,7 @@ class TreeWalk {
   const RootPtr root_;
   const wire::Tree request_;
   const MountTable mounts_;
+  MountProbe* const probe_;
   base::Mutex mu_;  // rank: leaf
   base::CondVar changed_;
   std::list<Dir> dirs_ GUARDED_BY(mu_);

@@ -9,6 +9,7 @@
 #include <zstd.h>
 
 #include "tests/unit/agent/agent_test_util.h"
+#include "tests/unit/agent/hung_fs.h"
 #include "tools/agent/fs_path.h"
 #include "tools/agent/tree_stream.h"
 
@@ -117,6 +118,27 @@ TEST_F(TreeWalkTest, ShowsExactlyWhatIsThere) {
     ++seen;
   }
   EXPECT_EQ(seen, tree.entries.size());
+}
+
+// What hangs is shown as an empty directory; the rest of the tree is not kept waiting.
+TEST_F(TreeWalkTest, AFileSystemThatDoesNotAnswer) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root to mount";
+  test::write_file(dir / "before", "x");
+  test::HungFs hung(dir / "hung");
+  if (!hung.mounted()) GTEST_SKIP() << "may not mount";
+  ASSERT_EQ(::mkdir((dir / "z").c_str(), 0755), 0);
+  test::write_file(dir / "z/after", "x");
+  MountProbe probe;
+  auto walking = TreeWalk::start(open_root(dir.path), {}, &probe);
+  ASSERT_TRUE(walking.ok());
+  test::FakeResponder responder;
+  EXPECT_EQ(stream_tree(**walking, responder), 0);
+  const auto tree = decode(responder.data());
+  EXPECT_EQ(tree.entries.count("before"), 1U);
+  EXPECT_EQ(tree.entries.count("z/after"), 1U);
+  ASSERT_EQ(tree.dirs.count("hung"), 1U);
+  EXPECT_TRUE(tree.dirs.at("hung").flags & wire::kTreePseudo);
+  hung.release();
 }
 
 TEST_F(TreeWalkTest, LargeDirectoriesComeInSeveralBlocks) {

@@ -152,6 +152,30 @@ TEST_P(MountsTest, AFileSystemThatDoesNotAnswer) {
   act([&] { put(*this / "g", "afterwards"); });
 }
 
+// Others change it without a word: the clients are told to read it at every barrier, and go by sizes and
+// times.
+TEST_P(MountsTest, AFileSystemThatOthersChange) {
+  faults.set(std::string(GetParam().faults) + "agent.foreign_mount */t\n");
+  ASSERT_TRUE(faults.reaches("agent.foreign_mount", "a/t", true));
+  act([&] { put(*this / "f", "watched"); });
+  const auto version = client->model->at("f")->attr.version;
+  EXPECT_GT(version, 0U);
+  ASSERT_TRUE(mount("tmpfs", "t"));
+  act([&] { put(*this / "t/g", "one"); });
+  EXPECT_GE(client->model->losts, 1U);
+  EXPECT_EQ(client->model->at("t/g")->attr.version, 0U);
+  act([&] { put(*this / "t/g", "another"); });
+  EXPECT_EQ(client->model->at("f")->attr.version, version);  // nothing else is forgotten
+  test::Client again(watcher, top);
+  ASSERT_TRUE(other([&] { fs::create_directories(*this / "t/d/e"); }));
+  again.settle();
+  EXPECT_EQ(again.model->differences(), "");
+  EXPECT_EQ(test::Client(watcher, *this / "t").reply.kind, wire::WatchKind::kNone);
+  client->settle();
+  unmount("t");
+  act([&] { put(*this / "t/h", "beneath"); });
+}
+
 TEST(MountProbe, WhoDoesNotAnswerIsAskedNothingMore) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root to mount";
   test::TempDir dir{test::fast_directory()};

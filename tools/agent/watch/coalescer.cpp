@@ -53,6 +53,7 @@ bool Coalescer::add(const Hint& hint, TimePoint now) {
   const bool changed = (hint.flags & (kHintContent | kHintBorn)) != 0;
   if (changed && !hint.target.empty() &&
       std::find(entry.targets.begin(), entry.targets.end(), hint.target) == entry.targets.end()) {
+    if (entry.targets.size() >= kMaxTargets) return false;
     entry.targets.emplace_back(hint.target);
     bytes_ += entry.targets.back().size() + sizeof(std::string);
   }

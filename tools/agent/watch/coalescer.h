@@ -18,6 +18,7 @@ namespace nearbox::agent {
 
 inline constexpr std::size_t kMaxNames = 128 * 1024;              // in the table
 inline constexpr std::size_t kMaxNamesBytes = 32 * 1024 * 1024;   // of them with their targets
+inline constexpr std::size_t kMaxTargets = 1024;                  // of one name; then it counts as lost
 inline constexpr std::chrono::milliseconds kFirstInterval{5};     // between two looks at a busy name
 inline constexpr std::chrono::milliseconds kLongestInterval{50};  // … that stays busy: 20 looks a second
 inline constexpr std::chrono::milliseconds kCooling{200};         // then it counts as quiet again
@@ -26,7 +27,7 @@ inline constexpr std::chrono::milliseconds kCooling{200};         // then it cou
 // 5, 10, 20, 40 and then always 50 ms. What came meanwhile is one look; the last state is always seen.
 //
 // Threads: one. The clock is the caller's.
-// Bounds:  kMaxNames, kMaxNamesBytes; then add() is false and the caller has lost something.
+// Bounds:  kMaxNames, kMaxNamesBytes, kMaxTargets; then add() is false and the caller has lost something.
 class Coalescer {
  public:
   using TimePoint = std::chrono::steady_clock::time_point;

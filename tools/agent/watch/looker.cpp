@@ -50,7 +50,7 @@ bool Looker::untouched(int dir, const std::string& name) const {
   return mounts_.own_mount(path) || mounts_.foreign(path);
 }
 
-void Looker::look(WatchSource& source, std::vector<Item>::iterator from, std::vector<Item>::iterator to,
+void Looker::look(TreeView& source, std::vector<Item>::iterator from, std::vector<Item>::iterator to,
                   const RootSet& every_root, Findings& out) {
   if (from->dir == wire::NodeId{}) {
     for (auto it = from; it != to; ++it) {
@@ -73,7 +73,7 @@ void Looker::look(WatchSource& source, std::vector<Item>::iterator from, std::ve
 
 // Bytes that changed belong to nodes, not names: each target gets its version, and one that is not
 // what the name shows is told by itself. True: what it shows is one of them, to be looked at once more.
-bool Looker::resolve_targets(WatchSource& source, const Item& item, wire::NodeId here, const RootSet& roots,
+bool Looker::resolve_targets(TreeView& source, const Item& item, wire::NodeId here, const RootSet& roots,
                              Findings& out) {
   const bool content = (item.flags & (kHintContent | kHintBorn)) != 0;
   bool bumped_here = false;
@@ -81,6 +81,9 @@ bool Looker::resolve_targets(WatchSource& source, const Item& item, wire::NodeId
     auto st = source.target(target);
     if (!st) continue;
     const auto node = node_of(*st);
+    // By a name outside of the roots: only another name can lie below one, which it may have lost since.
+    const bool nowhere = here == wire::NodeId{} && item.dir == wire::NodeId{};
+    if (nowhere && content && st->st_nlink < 2 && (item.flags & kHintLinks) == 0) continue;
     if (content) versions_.bump(node);
     if (node == here) {
       bumped_here = content;
@@ -90,9 +93,6 @@ bool Looker::resolve_targets(WatchSource& source, const Item& item, wire::NodeId
     if (content) st = source.target(target);  // attributes of before the version would be told as newer
     if (!st) continue;
     if (st->st_nlink == 0 || S_ISDIR(st->st_mode)) continue;
-    // Written outside of the roots, with no name elsewhere; nor did it lose one since.
-    const bool outside = here == wire::NodeId{} && item.dir == wire::NodeId{} && content;
-    if (outside && st->st_nlink < 2 && (item.flags & kHintLinks) == 0) continue;
     wire::NameState state;
     state.dir = node;
     state.attr = make_attr(*st, as_of);
@@ -101,7 +101,7 @@ bool Looker::resolve_targets(WatchSource& source, const Item& item, wire::NodeId
   return bumped_here;
 }
 
-void Looker::look_at(WatchSource& source, int fd, const Item& item, const RootSet& roots, Findings& out) {
+void Looker::look_at(TreeView& source, int fd, const Item& item, const RootSet& roots, Findings& out) {
   if (untouched(fd, item.name)) return;
   wire::NameState state;
   state.dir = item.dir;
@@ -151,7 +151,7 @@ struct Looker::Listing {
   std::vector<Seen> seen;
 };
 
-void Looker::list(WatchSource& source, int parent, const Item& item, const wire::Attr& attr,
+void Looker::list(TreeView& source, int parent, const Item& item, const wire::Attr& attr,
                   const RootSet& roots, Findings& out) {
   Listing listing;
   listing.roots = roots;
@@ -188,7 +188,7 @@ void Looker::list(WatchSource& source, int parent, const Item& item, const wire:
 }
 
 // False: too many names for one listing.
-bool Looker::list_one(WatchSource& source, Listing& listing, const std::string& path) {
+bool Looker::list_one(TreeView& source, Listing& listing, const std::string& path) {
   auto fd = open_beneath(listing.top, path, O_RDONLY | O_DIRECTORY);
   const bool readable = fd.ok();
   if (!readable) fd = open_beneath(listing.top, path, O_PATH | O_DIRECTORY);
@@ -222,7 +222,11 @@ bool Looker::list_one(WatchSource& source, Listing& listing, const std::string& 
           seen.state.flags = wire::kNameFresh;
           const base::UniqueFd sub(
               ::openat(number, name.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-          if (sub) source.entered(sub.get(), wire::identity(seen.state.attr), dir, name);
+          // The watch is the descriptor's: another directory by now is told by an event.
+          const auto now = stat_fd(sub.get());
+          if (now && wire::same_node(node_of(*now), wire::identity(seen.state.attr))) {
+            source.entered(sub.get(), node_of(*now), dir, name);
+          }
           auto next = below(path, name);
           if (next.size() < wire::kMaxPath) listing.waiting.push_back(std::move(next));
         }

@@ -51,18 +51,18 @@ class Looker {
   void set_mounts(MountTable mounts) { mounts_ = std::move(mounts); }
 
   // Items of one directory.
-  void look(WatchSource& source, std::vector<Coalescer::Item>::iterator from,
+  void look(TreeView& source, std::vector<Coalescer::Item>::iterator from,
             std::vector<Coalescer::Item>::iterator to, const RootSet& every_root, Findings& out);
   // A name in an open directory, below these roots.
-  void look_at(WatchSource& source, int fd, const Coalescer::Item& item, const RootSet& roots, Findings& out);
+  void look_at(TreeView& source, int fd, const Coalescer::Item& item, const RootSet& roots, Findings& out);
 
  private:
   struct Listing;
-  bool resolve_targets(WatchSource& source, const Coalescer::Item& item, wire::NodeId here,
-                       const RootSet& roots, Findings& out);
-  void list(WatchSource& source, int parent, const Coalescer::Item& item, const wire::Attr& attr,
+  bool resolve_targets(TreeView& source, const Coalescer::Item& item, wire::NodeId here, const RootSet& roots,
+                       Findings& out);
+  void list(TreeView& source, int parent, const Coalescer::Item& item, const wire::Attr& attr,
             const RootSet& roots, Findings& out);
-  bool list_one(WatchSource& source, Listing& listing, const std::string& path);
+  bool list_one(TreeView& source, Listing& listing, const std::string& path);
   bool untouched(int dir, const std::string& name) const;
   bool pseudo(const wire::Attr& attr) const { return mounts_.pseudo_device(attr.dev); }
 

@@ -12,9 +12,13 @@ std::vector<std::string> MountProbe::answering(const std::vector<std::string>& p
   std::map<std::string, std::shared_ptr<Asked>> asked;
   base::MutexLock lock(mu_);
   for (const auto& point : points) {
-    if (open_.size() >= kMaxProbes) break;
-    if (open_.count(point) != 0) continue;
+    if (const auto it = open_.find(point); it != open_.end()) {
+      if (Clock::now() < it->second->since + kProbeWait) asked[point] = it->second;
+      continue;
+    }
+    if (open_.size() >= kMaxProbes) continue;
     const auto mine = std::make_shared<Asked>();
+    mine->since = Clock::now();
     const bool taken = pool_.submit([this, point, mine] {
       struct stat st {};
       (void)::fstatat(AT_FDCWD, point.c_str(), &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT);

@@ -15,6 +15,8 @@ namespace nearbox::agent {
 
 inline constexpr std::size_t kMaxProbes = 16;  // file systems asked at a time; the others do not answer
 
+inline constexpr std::chrono::milliseconds kProbeWait{200};  // for an answer; then it is taken not to come
+
 // Asks file systems that may not answer, each on a thread of its own.
 //
 // Owns:    its threads. One that hangs is asked nothing more, and the destructor waits for it: stuck().
@@ -25,14 +27,15 @@ class MountProbe {
   MountProbe() = default;
   ~MountProbe() { pool_.stop(); }
 
-  // Those of the mountpoints that answer until `deadline`. Who still owes an earlier answer is not waited
-  // for.
+  // Those of the mountpoints that answer until `deadline`. Who was asked kProbeWait ago or earlier
+  // and has not answered yet is not waited for.
   std::vector<std::string> answering(const std::vector<std::string>& points, Clock::time_point deadline)
       EXCLUDES(mu_);
   bool stuck() EXCLUDES(mu_);
 
  private:
   struct Asked {
+    Clock::time_point since;
     bool answered = false;
   };
   base::Mutex mu_;  // rank: before the pool's

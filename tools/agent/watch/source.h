@@ -36,12 +36,30 @@ class HintSink {
   virtual bool untold(wire::NodeId dir, std::string_view name, std::string_view target) = 0;
 };
 
-// One of the kernel's ways to watch trees.
+// What a look needs of the trees that are watched.
 //
 // Threads: one.
-class WatchSource {
+class TreeView {
  public:
-  virtual ~WatchSource() = default;
+  virtual ~TreeView() = default;
+  // A name could not be looked at, since this agent may not search its directory: it may some day.
+  virtual void hidden() {}
+  // The directory of a hint, if the source knows it no more.
+  virtual void recall(wire::NodeId /*dir*/, const HandleRef& /*place*/) {}
+  // That of a directory the source knows, for a hint.
+  virtual HandleRef place_of(wire::NodeId /*dir*/) { return {}; }
+  // O_PATH; empty when the directory is gone.
+  virtual base::UniqueFd open_dir(wire::NodeId dir) = 0;
+  virtual RootSet roots_of(wire::NodeId dir) = 0;
+  // The node of a hint's target, nothing when it is gone.
+  virtual std::optional<Stat> target(std::string_view handle) = 0;
+  // A directory is about to be listed because the clients know nothing of it: `fd` is open on it.
+  virtual void entered(int fd, wire::NodeId dir, wire::NodeId parent, std::string_view name) = 0;
+};
+
+// One of the kernel's ways to watch trees.
+class WatchSource : public TreeView {
+ public:
   virtual wire::WatchKind kind() const = 0;
   virtual int fd() const = 0;  // readable when there are events
 
@@ -58,8 +76,6 @@ class WatchSource {
   virtual bool incomplete() const { return false; }
   // Hints at them, so that they are listed and their watches tried again. False: there are too many of them.
   virtual bool retry(HintSink& /*sink*/) { return true; }
-  // A name could not be looked at, since this agent may not search its directory: it may some day.
-  virtual void hidden() {}
   // Events were lost: finds directories that nobody spoke of.
   virtual void rescan() {}
 
@@ -67,18 +83,24 @@ class WatchSource {
   virtual std::size_t read(HintSink& sink) = 0;
   // The bytes read() must have given for all to be read that is queued now.
   virtual std::size_t queued() = 0;
+};
 
-  // The directory of a hint, if the source knows it no more.
-  virtual void recall(wire::NodeId /*dir*/, const HandleRef& /*place*/) {}
-  // That of a directory the source knows, for a hint.
-  virtual HandleRef place_of(wire::NodeId /*dir*/) { return {}; }
-  // O_PATH; empty when the directory is gone.
-  virtual base::UniqueFd open_dir(wire::NodeId dir) = 0;
-  virtual RootSet roots_of(wire::NodeId dir) = 0;
-  // The node of a hint's target, nothing when it is gone.
-  virtual std::optional<Stat> target(std::string_view handle) = 0;
-  // A directory is about to be listed because the clients know nothing of it: `fd` is open on it.
-  virtual void entered(int fd, wire::NodeId dir, wire::NodeId parent, std::string_view name) = 0;
+// Trees that several sources watch, one within the other perhaps.
+class TreeViews final : public TreeView {
+ public:
+  // Either may be null.
+  TreeViews(WatchSource* fanotify, WatchSource* inotify) : fanotify_(fanotify), inotify_(inotify) {}
+  void hidden() override;
+  void recall(wire::NodeId dir, const HandleRef& place) override;
+  HandleRef place_of(wire::NodeId dir) override;
+  base::UniqueFd open_dir(wire::NodeId dir) override;
+  RootSet roots_of(wire::NodeId dir) override;
+  std::optional<Stat> target(std::string_view handle) override;
+  void entered(int fd, wire::NodeId dir, wire::NodeId parent, std::string_view name) override;
+
+ private:
+  WatchSource* const fanotify_;
+  WatchSource* const inotify_;
 };
 
 // Errors:  EPERM, ENOSYS: not for this process.

@@ -18,10 +18,10 @@ constexpr std::size_t kReadsBetween = 8;  // between two slices of looks
 
 }  // namespace
 
-Watcher::Watcher(base::Logger& log, Versions& versions, std::size_t max_dirs)
+Watcher::Watcher(base::Logger& log, Versions& versions, const Limits& limits)
     : log_(log),
       versions_(versions),
-      max_dirs_(max_dirs),
+      limits_(limits),
       wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       looker_(versions, names_) {}
 
@@ -176,9 +176,32 @@ bool Watcher::read_sources(std::size_t max_reads) {
     std::size_t reads = 0;
     while (reads < max_reads && source->read(sink) > 0) ++reads;
     more = more || reads == max_reads;
-    if (reads == kReadsAStep && source->queued() > kMaxQueuedBytes) sink.overflow("too far behind");
+    if (reads == kReadsAStep && source->queued() > limits_.queued_bytes) skip_queued(*source);
   }
   return more;
+}
+
+// Too much is queued to be looked at name by name. It is read all the same, for the places of directories,
+// and not to be too much once more.
+void Watcher::skip_queued(WatchSource& source) {
+  class Deaf final : public HintSink {
+   public:
+    void hint(const Hint& /*hint*/) override {}
+    void overflow(const char* /*why*/) override {}
+    void check_roots() override {}
+    bool untold(wire::NodeId /*dir*/, std::string_view /*name*/, std::string_view /*target*/) override {
+      return false;
+    }
+  };
+  Deaf deaf;
+  auto left = source.queued();
+  while (left > 0) {
+    const auto got = source.read(deaf);
+    if (got == 0) break;
+    left -= std::min(left, got);
+  }
+  check_roots_ = true;
+  Sink(*this).overflow("too far behind");
 }
 
 // All that was queued when it began.
@@ -261,15 +284,11 @@ void Watcher::look_at_waiting(Clock::time_point now, bool everything, std::vecto
 
 void Watcher::look(std::vector<Coalescer::Item>& items, Findings& out) {
   const auto every = used_roots();
+  TreeViews views(fanotify_.get(), inotify_.get());
   for (auto from = items.begin(); from != items.end();) {
     auto to = from;
     while (to != items.end() && to->dir == from->dir) ++to;
-    // A node without a directory, or a directory of either source: its file system tells.
-    WatchSource* source = fanotify_ ? fanotify_.get() : inotify_.get();
-    if (inotify_ && fanotify_ && from->dir != wire::NodeId{} && inotify_->roots_of(from->dir).any()) {
-      source = inotify_.get();
-    }
-    if (source != nullptr) looker_.look(*source, from, to, every, out);
+    looker_.look(views, from, to, every, out);
     from = to;
   }
 }

@@ -33,9 +33,7 @@ inline constexpr std::chrono::milliseconds kLostAgain{500};  // at most so often
 inline constexpr std::chrono::seconds kIncompleteAgain{5};   // how often what is not watched is read again
 inline constexpr std::chrono::seconds kLongestAgain{320};    // where that is everything
 inline constexpr std::chrono::seconds kForeignAgain{10};     // how often the clients read what others change
-inline constexpr std::chrono::milliseconds kProbeWait{
-    200};                                            // of a barrier, for file systems that may not answer
-inline constexpr std::size_t kMaxLooksAgain = 1000;  // of a barrier, at what operations overtake
+inline constexpr std::size_t kMaxLooksAgain = 1000;          // of a barrier, at what operations overtake
 
 // What an operation of this agent changed, for the clients that did not ask for it.
 struct OwnChange {
@@ -61,8 +59,12 @@ struct OwnChange {
 class Watcher {
  public:
   using Clock = std::chrono::steady_clock;
-  explicit Watcher(base::Logger& log, Versions& versions = Versions::process(),
-                   std::size_t max_dirs = kMaxDirs);
+  struct Limits {
+    std::size_t dirs = kMaxDirs;
+    std::size_t queued_bytes = kMaxQueuedBytes;
+  };
+  explicit Watcher(base::Logger& log) : Watcher(log, Versions::process(), Limits{}) {}
+  Watcher(base::Logger& log, Versions& versions, const Limits& limits);
   ~Watcher();
   Watcher(const Watcher&) = delete;
   Watcher& operator=(const Watcher&) = delete;
@@ -88,6 +90,7 @@ class Watcher {
   void directory_made(const std::string& path) EXCLUDES(mu_);
   // Its thread, or one of its threads, waits for a file system and cannot be ended now.
   bool stuck() { return probe_.stuck(); }
+  MountProbe& probe() { return probe_; }
   // Somebody watches: without, those above need not be called.
   bool watching() const { return versions_.enabled(); }
 
@@ -132,6 +135,7 @@ class Watcher {
   void wait();
   bool read_sources(std::size_t max_reads);
   void read_queued();
+  void skip_queued(WatchSource& source);
   void serve_calls() EXCLUDES(mu_);
   void add_watch(Call& call) EXCLUDES(mu_);
   base::Result<std::size_t> add_root(const RootPtr& root) EXCLUDES(mu_);
@@ -165,7 +169,7 @@ class Watcher {
 
   base::Logger& log_;
   Versions& versions_;
-  const std::size_t max_dirs_;
+  const Limits limits_;
   const base::UniqueFd wake_;
   std::atomic<std::uint64_t> rounds_{0};  // odd while one runs
   base::Mutex mu_;

@@ -94,7 +94,7 @@ base::Result<std::size_t> Watcher::add_root(const RootPtr& root) {
     if (made) source.reset();
     return std::move(added).error();
   };
-  auto source = try_source(fanotify_, [this] { return make_fanotify_source(max_dirs_); });
+  auto source = try_source(fanotify_, [this] { return make_fanotify_source(limits_.dirs); });
   if (!source) {
     log_.info("event=no_fanotify error=\"" + source.error().message() + "\"");
     source = try_source(inotify_, make_inotify_source);
@@ -108,7 +108,7 @@ base::Result<std::size_t> Watcher::add_root(const RootPtr& root) {
   if (roots_.size() <= index) roots_.resize(index + 1);
   roots_[index] = {root, *source, mounted, {}, {}};
   for (const auto& one : mounted) {
-    if (one.at.foreign) roots_[index].unwatched.push_back({one.at.path, true, true});
+    if (one.at.foreign) roots_[index].unwatched.push_back({one.at.path, true, false});
     any_foreign_ = any_foreign_ || one.at.foreign;
   }
   return index;

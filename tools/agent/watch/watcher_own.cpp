@@ -71,6 +71,7 @@ void Watcher::look_at_own() {
 
 void Watcher::look_at_one(const Own& own, Findings& out) {
   bool shown = false;
+  TreeViews views(fanotify_.get(), inotify_.get());
   for (const auto& path : own.change.paths) {
     const auto& top = own.change.root->path;
     if (mounts_.any_foreign() && mounts_.foreign(top == "/" ? "/" + path : top + "/" + path)) continue;
@@ -78,17 +79,13 @@ void Watcher::look_at_one(const Own& own, Findings& out) {
     auto dir = place ? stat_fd(place->dir.get()) : base::Result<Stat>(base::errno_error(ENOENT));
     if (!dir) continue;
     const auto node = node_of(*dir);
-    for (auto* source : {fanotify_.get(), inotify_.get()}) {
-      if (source == nullptr) continue;
-      source->entered(place->dir.get(), node, {}, {});
-      const auto roots = source->roots_of(node);
-      if (roots.none()) continue;
-      const auto flags = kHintLook | (own.change.made ? kHintFresh : 0U);
-      looker_.look_at(*source, place->dir.get(), {node, path.empty() ? "" : place->name, flags, {}, {}},
-                      roots, out);
-      looker_.look_at(*source, place->dir.get(), {node, "", kHintLook, {}, {}}, roots, out);
-      break;
-    }
+    if (fanotify_) fanotify_->entered(place->dir.get(), node, {}, {});
+    const auto roots = views.roots_of(node);
+    if (roots.none()) continue;
+    const auto flags = kHintLook | (own.change.made ? kHintFresh : 0U);
+    looker_.look_at(views, place->dir.get(), {node, path.empty() ? "" : place->name, flags, {}, {}}, roots,
+                    out);
+    looker_.look_at(views, place->dir.get(), {node, "", kHintLook, {}, {}}, roots, out);
   }
   for (const auto& seen : out.there) {
     shown =

@@ -50,7 +50,7 @@ void Watcher::tell_locked(Subscription& to, std::size_t index, const std::vector
   wire::Changed changed;
   changed.root = to.number;
   std::size_t bytes = 0;
-  const auto flush = [&] {
+  const auto flush = [&]() REQUIRES(mu_) {
     if (changed.states.empty()) return;
     (void)give_locked(to, wire::EventKind::kChanged, wire::encode(changed));
     changed.states.clear();
@@ -78,8 +78,9 @@ void Watcher::tell_locked(Subscription& to, std::size_t index, const std::vector
 // A client had an operation done that is not in what was seen.
 void Watcher::look_again(const Seen& seen) {
   const auto& state = seen.state;
-  auto place = fanotify_ ? fanotify_->place_of(state.dir) : HandleRef{};
-  const bool known = place || (inotify_ && inotify_->roots_of(state.dir).any());
+  TreeViews views(fanotify_.get(), inotify_.get());
+  auto place = views.place_of(state.dir);
+  const bool known = place || views.roots_of(state.dir).any();
   // A node without a name: the operation's own names are looked at once more (op_told()).
   if (!known && state.name.empty()) return;
   const auto flags = kHintLook | ((state.flags & wire::kNameFresh) != 0 ? kHintFresh : 0U);

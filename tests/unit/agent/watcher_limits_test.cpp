@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <linux/aio_abi.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <thread>
+
+#include "tests/unit/agent/watcher_fixture.h"
+
+// Where the kernel tells less than what happens, or more than can be looked at.
+namespace nearbox::agent {
+namespace {
+
+namespace fs = std::filesystem;
+using test::other;
+using test::put;
+
+// Another process that does one thing after the other when told to.
+class Helper {
+ public:
+  explicit Helper(std::vector<std::function<void()>> steps) : steps_(steps.size()) {
+    EXPECT_EQ(::pipe2(go_, O_CLOEXEC), 0);
+    EXPECT_EQ(::pipe2(done_, O_CLOEXEC), 0);
+    pid_ = ::fork();
+    if (pid_ != 0) return;
+    ::close(go_[1]);
+    char byte = 0;
+    for (const auto& step : steps) {
+      if (::read(go_[0], &byte, 1) != 1) ::_exit(1);
+      step();
+      (void)!::write(done_[1], &byte, 1);
+    }
+    (void)!::read(go_[0], &byte, 1);
+    ::_exit(0);
+  }
+  ~Helper() {
+    ::close(go_[1]);
+    (void)::waitpid(pid_, nullptr, 0);
+    for (const int fd : {go_[0], done_[0], done_[1]}) ::close(fd);
+  }
+  Helper(const Helper&) = delete;
+  Helper& operator=(const Helper&) = delete;
+  void step() {
+    ASSERT_GT(steps_--, 0U);
+    char byte = 0;
+    ASSERT_EQ(::write(go_[1], &byte, 1), 1);
+    ASSERT_EQ(::read(done_[0], &byte, 1), 1);
+  }
+
+ private:
+  std::size_t steps_;
+  int go_[2] = {-1, -1};
+  int done_[2] = {-1, -1};
+  pid_t pid_ = -1;
+};
+
+class LimitsTest : public test::WatcherTest {
+ protected:
+  std::uint64_t version(const std::string& name) { return client->model->at(name)->attr.version; }
+  void switch_on(const std::string& fault, bool on) {
+    faults.set(GetParam().faults + (on ? fault + "\n" : std::string()));
+    ASSERT_TRUE(faults.reaches(fault.substr(0, fault.find(' ')), "", on));
+  }
+};
+
+// docs/semantics.md, "Maps": the limit itself. Should a kernel tell of such stores one day, this fails.
+TEST_P(LimitsTest, StoresThroughAnOpenMapCountFromItsEnd) {
+  act([&] { put(*this / "m", std::string(8192, 'x')); });
+  const auto before = version("m");
+  char* map = nullptr;
+  Helper helper({[&] {
+                   const int fd = ::open((*this / "m").c_str(), O_RDWR | O_CLOEXEC);
+                   map = static_cast<char*>(::mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+                   ::close(fd);
+                   map[17] = 'a';
+                 },
+                 [&] { map[18] = 'b', ::msync(map, 8192, MS_SYNC); },
+                 [&] { map[19] = 'c', ::munmap(map, 8192); }});
+  helper.step();
+  client->settle();
+  EXPECT_EQ(version("m"), before);
+  helper.step();
+  client->settle();
+  EXPECT_EQ(version("m"), before);
+  helper.step();
+  client->settle();
+  EXPECT_GT(version("m"), before);
+  EXPECT_EQ(client->model->differences(), "");
+}
+
+// The same of the kernel's asynchronous writes.
+TEST_P(LimitsTest, AsynchronousWritesCountFromTheClose) {
+  act([&] { put(*this / "a", std::string(8192, 'x')); });
+  const auto before = version("a");
+  int fd = -1;
+  bool written = false;
+  Helper helper({[&] {
+                   fd = ::open((*this / "a").c_str(), O_RDWR | O_CLOEXEC);
+                   aio_context_t context = 0;
+                   std::string bytes(4096, 'y');
+                   struct iocb one {};
+                   one.aio_lio_opcode = IOCB_CMD_PWRITE;
+                   one.aio_fildes = static_cast<std::uint32_t>(fd);
+                   one.aio_buf = reinterpret_cast<std::uintptr_t>(bytes.data());
+                   one.aio_nbytes = bytes.size();
+                   struct iocb* all[] = {&one};
+                   struct io_event event {};
+                   written = ::syscall(SYS_io_setup, 1, &context) == 0 &&
+                             ::syscall(SYS_io_submit, context, 1, all) == 1 &&
+                             ::syscall(SYS_io_getevents, context, 1, 1, &event, nullptr) == 1;
+                   if (!written) ::_exit(1);
+                 },
+                 [&] { ::close(fd); }});
+  helper.step();
+  client->settle();
+  EXPECT_EQ(version("a"), before);
+  helper.step();
+  client->settle();
+  EXPECT_GT(version("a"), before);
+  EXPECT_EQ(client->model->differences(), "");
+}
+
+// Two changes within one step of the file's times, with what was read in between: neither size nor times tell
+// them apart, the version does.
+TEST_P(LimitsTest, ChangesWithinOneTickOfTheClock) {
+  for (const char* tick : {"4ms", "1s"}) {
+    faults.set(GetParam().faults + std::string("agent.coarse_times ") + tick + "\n");
+    ASSERT_TRUE(faults.reaches("agent.coarse_times", tick, true));
+    ASSERT_TRUE(other([&] { put(*this / "f", "000"); }));
+    test::Client one(watcher, top);
+    int fd = -1;
+    int count = 100;
+    constexpr std::size_t kMost = 500;
+    Helper helper(std::vector<std::function<void()>>(kMost, [&] {
+      if (fd < 0) fd = ::open((*this / "f").c_str(), O_WRONLY | O_CLOEXEC);
+      (void)!::pwrite(fd, std::to_string(++count).data(), 3, 0);
+    }));
+    std::size_t equal = 0;
+    for (std::size_t i = 0; i < kMost && equal < 5; ++i) {
+      ASSERT_EQ(one.model->differences(), "");  // reads the bytes
+      const auto before = one.model->at("f")->attr;
+      helper.step();
+      one.settle();
+      const auto after = one.model->at("f")->attr;
+      EXPECT_GT(after.version, before.version);
+      if (after.mtime_ns == before.mtime_ns && after.ctime_ns == before.ctime_ns) ++equal;
+    }
+    ASSERT_EQ(one.model->differences(), "");
+    EXPECT_EQ(one.model->losts, 0U);
+    EXPECT_GT(equal, 0U) << tick;  // else it shows nothing
+  }
+}
+
+// The kernel's own queue overflows (inotify), or holds more than is looked at name by name (fanotify).
+TEST_P(LimitsTest, AQueueThatOverflows) {
+  client.reset();
+  Watcher small(log, Versions::process(), {kMaxDirs, 64 * 1024});
+  const int files = GetParam().kind == wire::WatchKind::kInotify ? 20'000 : 60'000;
+  ASSERT_TRUE(other([&] {
+    fs::create_directory(*this / "d");
+    for (int i = 0; i < files; ++i) {
+      (void)::mknod((*this / ("d/" + std::to_string(i))).c_str(), S_IFREG | 0644, 0);
+    }
+  }));
+  test::Client one(small, top);
+  switch_on("agent.hold_watch", true);
+  {
+    const std::jthread held([&] { (void)small.barrier(&one, 1, test::Client::soon()); });
+    ASSERT_TRUE(other([&] {
+      for (int i = 0; i < files; ++i) ::chmod((*this / ("d/" + std::to_string(i))).c_str(), 0600);
+      put(*this / "d/7", "seven");
+      fs::create_directories(*this / "d/new/er");
+      fs::rename(*this / "d/new", *this / "new");
+    }));
+    switch_on("agent.hold_watch", false);
+  }
+  one.settle();
+  if (GetParam().kind == wire::WatchKind::kInotify) {
+    EXPECT_GE(one.model->losts, 1U);
+  }
+  ASSERT_EQ(one.model->differences(), "");
+  ASSERT_TRUE(other([&] { put(*this / "new/er/f", "seen again"); }));
+  one.settle();
+  EXPECT_EQ(one.model->differences(), "");
+}
+
+// More is queued than is looked at name by name: it is skipped once, not again and again.
+TEST_P(LimitsTest, TooFarBehindIsLostOnce) {
+  client.reset();
+  Watcher small(log, Versions::process(), {kMaxDirs, 64 * 1024});
+  constexpr int kFiles = 12'000;  // below the limit of inotify's queue
+  ASSERT_TRUE(other([&] {
+    for (int i = 0; i < kFiles; ++i) {
+      (void)::mknod((*this / std::to_string(i)).c_str(), S_IFREG | 0644, 0);
+    }
+  }));
+  test::Client one(small, top);
+  one.settle();
+  const auto before = one.model->losts;
+  switch_on("agent.hold_watch", true);
+  {
+    // A watch, not a barrier: that one reads what is queued.
+    EventLog events;
+    std::atomic<bool> begun{false};
+    const std::jthread call([&] {
+      begun = true;
+      (void)small.watch(&events, events, 1, one.root, test::Client::soon());
+    });
+    ASSERT_TRUE(test::eventually([&] { return begun.load(); }));
+    ASSERT_TRUE(other([&] {
+      for (int i = 0; i < kFiles; ++i) ::chmod((*this / std::to_string(i)).c_str(), 0600);
+    }));
+    switch_on("agent.hold_watch", false);
+    EXPECT_TRUE(one.catches_up());
+    small.forget(&events);
+  }
+  one.settle();
+  EXPECT_EQ(one.model->differences(), "");
+  EXPECT_LE(one.model->losts, before + 1);
+}
+
+// One directory of an outer root that inotify watches is watched by fanotify for an inner root.
+TEST_P(LimitsTest, RootsWithinRootsOfDifferentKinds) {
+  if (GetParam().kind != wire::WatchKind::kInotify || ::geteuid() != 0) return;
+  act([&] { fs::create_directories(*this / "in/ner"); });
+  faults.set("");
+  ASSERT_TRUE(faults.reaches("agent.no_fanotify", "", false));
+  test::Client inner(watcher, *this / "in");
+  ASSERT_EQ(inner.reply.kind, wire::WatchKind::kFanotify);
+  const auto both = [&] {
+    client->settle();
+    inner.settle();
+    EXPECT_EQ(client->model->differences(), "");
+    EXPECT_EQ(inner.model->differences(), "");
+  };
+  ASSERT_TRUE(other([&] { put(*this / "in/ner/f", "f"); }));
+  both();
+  ASSERT_TRUE(other([&] { fs::create_directories(*this / "in/a/b/c"); }));
+  ASSERT_TRUE(other([&] { put(*this / "in/a/b/c/g", "g"); }));
+  both();
+  ASSERT_TRUE(other([&] { fs::rename(*this / "in/a", *this / "a"); }));
+  ASSERT_TRUE(other([&] { put(*this / "a/b/h", "h"); }));
+  both();
+  ASSERT_TRUE(other([&] { fs::rename(*this / "a", *this / "in/z"); }));
+  ASSERT_TRUE(other([&] { fs::remove_all(*this / "in/ner"); }));
+  both();
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, LimitsTest, test::kinds(), test::kind_name);
+
+}  // namespace
+}  // namespace nearbox::agent
