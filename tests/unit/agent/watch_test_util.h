@@ -193,7 +193,8 @@ class Model {
     }
     if (S_ISREG(st.st_mode)) {
       auto bytes = read_file(path);
-      if (node.has_bytes && node.bytes_version == node.attr.version) {
+      // Without a version sizes and times count (foreign file systems): no business of the watcher's.
+      if (node.has_bytes && node.attr.version != 0 && node.bytes_version == node.attr.version) {
         if (node.bytes != bytes) out += "stale bytes: " + shown + "\n";
       }
       node.has_bytes = true;
