@@ -75,15 +75,22 @@ void Looker::look(TreeView& source, std::vector<Item>::iterator from, std::vecto
 // what the name shows is told by itself. True: what it shows is one of them, to be looked at once more.
 bool Looker::resolve_targets(TreeView& source, const Item& item, wire::NodeId here, const RootSet& roots,
                              Findings& out) {
-  const bool content = (item.flags & (kHintContent | kHintBorn)) != 0;
+  const bool written = (item.flags & (kHintContent | kHintBorn)) != 0;
   bool bumped_here = false;
   for (const auto& target : item.targets) {
+    const bool links = (item.flags & kHintLinks) != 0;
+    const bool content = written || (links && passed_over_.erase(target) != 0);
     auto st = source.target(target);
     if (!st) continue;
     const auto node = node_of(*st);
     // By a name outside of the roots: only another name can lie below one, which it may have lost since.
     const bool nowhere = here == wire::NodeId{} && item.dir == wire::NodeId{};
-    if (nowhere && content && st->st_nlink < 2 && (item.flags & kHintLinks) == 0) continue;
+    if (nowhere && content && st->st_nlink < 2 && !links) {
+      if (passed_over_.size() >= kMaxPassedOver) passed_over_.clear();
+      passed_over_.insert(
+          target);  // the kernel tells of a lost name by itself, maybe later than of the bytes
+      continue;
+    }
     if (content) versions_.bump(node);
     if (node == here) {
       bumped_here = content;

@@ -16,6 +16,7 @@ namespace nearbox::agent {
 inline constexpr std::size_t kMaxFreshNames = 20'000;  // of one new directory with all below it
 
 inline constexpr std::size_t kMaxMissed = 4096;
+inline constexpr std::size_t kMaxPassedOver = 4096;
 
 // What a look found, and below which roots.
 struct Seen {
@@ -71,6 +72,9 @@ class Looker {
   MountTable mounts_;
   std::uint32_t listings_ = 0;
   std::unordered_set<std::string> missed_;  // at most kMaxMissed, then begun anew
+  // Handles of files that were written and not told, since they had one name: at most kMaxPassedOver, as
+  // above.
+  std::unordered_set<std::string> passed_over_;
 };
 
 }  // namespace nearbox::agent
