@@ -262,6 +262,25 @@ void Session::remove(Request request, Ino parent, std::string name, bool directo
   run(std::move(request), std::move(task));
 }
 
+// Brings a rename into the mirror. What the watcher saw of either name beside it may have been told before.
+void Session::renamed(sync::Mirror& mirror, const Place& from, const std::string& name, const Place& to,
+                      const std::string& name2, bool exchange, sync::Changes& changes) {
+  const auto at = mirror.lookup(from.dir, name);
+  const auto at2 = mirror.lookup(to.dir, name2);
+  const bool untold = at == from.child && at2 != from.child && (!exchange || at2 == to.child);
+  if (untold && mirror.alive(to.dir)) return mirror.rename(from.dir, name, to.dir, name2, exchange, changes);
+  const auto lead = [&](const Place& place, const std::string& as, NodeIndex node) {
+    if (!mirror.alive(place.dir) || mirror.lookup(place.dir, as) == node) return;
+    mirror.link(place.dir, as, mirror.attr(node), mirror.target(node), changes);
+  };
+  lead(to, name2, from.child);
+  if (exchange) {
+    lead(from, name, to.child);
+  } else if (mirror.lookup(from.dir, name) == from.child) {
+    mirror.unlink(from.dir, name, changes);
+  }
+}
+
 void Session::rename(Request request, Ino parent, std::string name, Ino parent2, std::string name2,
                      unsigned flags, int proved) {
   const auto proven = [=, self = shared_from_this()](Request waiting) {
@@ -322,9 +341,7 @@ void Session::rename(Request request, Ino parent, std::string name, Ino parent2,
   task.apply = [=](std::size_t, const wire::OpDone& done, sync::Mirror& mirror, sync::Changes& changes) {
     if (keep) *give_back = !self->services_.log.orphans().keep(to.child, done.op_id);
     const bool same_file = to.child == from.child;  // two names of one file: nothing happens
-    if (!same_file && mirror.lookup(from.dir, name) == from.child && mirror.alive(to.dir)) {
-      mirror.rename(from.dir, name, to.dir, name2, exchange, changes);
-    }
+    if (!same_file) renamed(mirror, from, name, to, name2, exchange, changes);
     if (replaces) {
       auto left = mirror.attr(to.child);
       const bool gone = !mirror.alive(to.child);

@@ -171,6 +171,8 @@ class Session final : public sync::ChangeListener,
     wire::Attr attr;  // of child
   };
   int place(Ino parent, const std::string& name, Place& place) const;
+  static void renamed(sync::Mirror& mirror, const Place& from, const std::string& name, const Place& to,
+                      const std::string& name2, bool exchange, sync::Changes& changes);
   void make(Request request, wire::Op op, Ino parent, const std::string& name,
             std::optional<fuse_file_info> info);
   static void set_parent(sync::Mirror& mirror, sync::NodeIndex dir, const wire::Attr& attr,
