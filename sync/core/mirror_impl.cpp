@@ -319,8 +319,15 @@ std::uint64_t Mirror::Impl::apply_entry(NodeIndex in, const wire::TreeEntry& ent
   if (newer != nullptr && newer->name && newer->name(in, entry.name)) return cookie();
   auto is = normal(entry.attr);
   const bool told = newer != nullptr && newer->attr && newer->attr(wire::identity(is));
+  const auto known = find(is.dev, is.ino);
+  // Its number is a younger file's by now, which an answer to an operation of ours brought: seen before that
+  // one was made, so the file of this name is gone. Unless somebody set the clock back.
+  if (known != kNoNode && alive(known) && !wire::same_birth(nodes[known].birth, is.birth) &&
+      is.ctime_ns < nodes[known].ctime_ns) {
+    if (newer != nullptr && newer->unsure) newer->unsure(in);
+    return 0;
+  }
   if (told) {
-    const auto known = find(is.dev, is.ino);
     const auto d = find_name(in, entry.name);
     const bool here = d != 0 && dentries[d].node == known;
     const bool other = known != kNoNode && !wire::same_birth(nodes[known].birth, is.birth);

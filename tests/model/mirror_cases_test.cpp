@@ -198,6 +198,34 @@ TEST(MirrorModel, AReusedNumberIsAnotherNode) {
   EXPECT_EQ(mirror.node_count(), 3u);
 }
 
+// A walk lists a file that is gone by now; the answer to an operation told of the younger one with its
+// number.
+TEST(MirrorModel, AnOldListingLeavesAYoungerFileAlone) {
+  Mirror mirror;
+  Changes changes;
+  mirror.set_root(born(2, 1, S_IFDIR | 0755), changes);
+  const auto dir = mirror.link(Mirror::kRoot, "d", born(3, 1, S_IFDIR | 0755), {}, changes);
+  auto young = born(10, 6);
+  young.ctime_ns = 200;
+  const auto own = mirror.link(Mirror::kRoot, "own", young, {}, changes);
+  auto gone = born(10, 5);
+  gone.ctime_ns = 100;
+  wire::TreeBlock block;
+  block.path = "d", block.attr = born(3, 1, S_IFDIR | 0755);
+  block.entries = {{"gone", gone, {}}, {"other", born(11, 5), {}}};
+  std::set<NodeIndex> unsure;
+  Newer newer;
+  newer.unsure = [&](NodeIndex in) { unsure.insert(in); };
+  for (const auto* with : {static_cast<const Newer*>(nullptr), static_cast<const Newer*>(&newer)}) {
+    mirror.apply_block(Mirror::kRoot, block, changes, {}, 1, with);
+    EXPECT_TRUE(mirror.alive(own));
+    EXPECT_EQ(mirror.lookup(Mirror::kRoot, "own"), own);
+    EXPECT_EQ(mirror.lookup(dir, "gone"), kNoNode);
+    EXPECT_NE(mirror.lookup(dir, "other"), kNoNode);
+  }
+  EXPECT_TRUE(unsure.contains(dir));
+}
+
 TEST(MirrorModel, AReusedNumberByTheSameName) {
   Mirror mirror;
   Changes changes;

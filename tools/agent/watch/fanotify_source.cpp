@@ -387,15 +387,10 @@ void FanotifySource::take(const struct fanotify_event_metadata& event, const Rec
   if (roots.none()) {
     // A file with another name below a root may have been written through this one.
     if ((flags & kHintContent) == 0 || records.target.empty()) return;
-    if ((flags & kHintBorn) != 0) {
-      // A new file, as a rule: but the kernel makes one event of a link that is made, written through,
-      // removed.
-      const bool gone = (event.mask & (FAN_DELETE | FAN_MOVED_FROM)) != 0;
-      const auto st = directory ? std::nullopt : target(records.target);
-      if (!st || st->st_nlink < (gone ? 1U : 2U)) return;
-      flags |= kHintLinks;
-    }
-    sink.hint({{}, {}, flags, records.target, {}});
+    if (directory) return;
+    // The kernel makes one event of a link that is made, written through and removed.
+    if ((event.mask & (FAN_DELETE | FAN_MOVED_FROM)) != 0) flags |= kHintLinks;
+    sink.hint({{}, {}, flags & ~(kHintBorn | kHintFresh), records.target, {}});
     return;
   }
   const auto name = records.from.name == "." ? std::string_view{} : records.from.name;
