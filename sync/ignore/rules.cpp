@@ -331,6 +331,8 @@ ScopePtr Rules::enter(const ScopePtr& parent, std::string_view path, int dir, Ru
     scope->inherited = verdict.below;
     scope->inherited_matched = verdict.below->matched;
     scope->inherited->matched = scope->inherited_matched;
+    // Where all is left out, rule files say nothing, as with git: a package's own may not bring it back.
+    if (!verdict.below->synced()) found = {false, false, false};
   }
   if (found.dot_git) {
     const std::string top = root_ + "/" + std::string(path);
