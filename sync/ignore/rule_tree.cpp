@@ -129,26 +129,25 @@ bool RuleTree::rule_files_differ(const Scope& scope, std::string_view directory)
 }
 
 // `directory` is the top of the work tree, or the root below it.
-base::Result<void> RuleTree::compare_repo(const Repo& repo, std::string_view directory, LookAgain& again) {
+// True: something of it changed, which need not mean that a path is to be looked at again.
+base::Result<bool> RuleTree::compare_repo(const Repo& repo, std::string_view directory,
+                                          LookAgain& again) const {
   bool rules_changed = false;
   bool index_changed = false;
   for (const auto& file : repo.files) {
     if (look_at(AT_FDCWD, file.path, Symlink::kFollow) == file.signature) continue;
     (file.what == OutsideFile::What::kIndex ? index_changed : rules_changed) = true;
   }
-  if (rules_changed) {
-    again.paths.emplace_back(directory);
-    return {};
-  }
-  if (!index_changed) return {};
+  if (rules_changed) again.paths.emplace_back(directory);
+  if (rules_changed || !index_changed) return rules_changed;
   // `git add -f` and `git rm --cached` move single paths: those alone are looked at again.
   const auto dirs = find_git_dirs(repo.top);
   if (!dirs) {
     again.paths.emplace_back(directory);
-    return {};
+    return true;
   }
   const auto fresh = load_repo(repo.top, repo.base, *dirs, rules_->options().env, nullptr);
-  const auto root_scope = rules_->root_scope();
+  const auto& root_scope = rules_->root_scope();
   // Paths of the index begin at the work tree's top, ours at the root.
   const std::string above = directory.empty() ? (root_scope->path.empty() ? "" : root_scope->path + "/") : "";
   for (auto& path : differences(repo.tracked, fresh->tracked)) {
@@ -156,28 +155,34 @@ base::Result<void> RuleTree::compare_repo(const Repo& repo, std::string_view dir
     again.paths.push_back((directory.empty() ? "" : std::string(directory) + "/") +
                           path.substr(above.size()));
   }
-  return {};
+  return true;
+}
+
+// Rule files between the top of the work tree and the root.
+bool RuleTree::rules_above_differ() const {
+  if (!rules_->options().gitignore) return false;
+  for (auto scope = rules_->root_scope()->parent; scope != nullptr; scope = scope->parent) {
+    const auto directory = scope->repo->top + (scope->path.empty() ? "" : "/" + scope->path);
+    if (look_at(AT_FDCWD, directory + "/.gitignore", Symlink::kRefuse) != scope->git_signature) return true;
+  }
+  return false;
 }
 
 base::Result<LookAgain> RuleTree::compare() {
   LookAgain again;
-  bool repo_changed = false;
-  std::vector<std::string> differ;
+  bool stale = rules_above_differ();
+  again.everything = stale;
   for (const auto& [directory, scope] : scopes_) {
-    if (rule_files_differ(*scope, directory)) differ.push_back(directory);
+    if (rule_files_differ(*scope, directory)) again.paths.push_back(directory);
     if (!scope->repo_top && !directory.empty()) continue;
-    const auto before = again.paths.size();
-    if (auto done = compare_repo(*scope->repo, directory, again); !done) return std::move(done).error();
-    for (const auto& file : scope->repo->files) {
-      repo_changed = repo_changed || look_at(AT_FDCWD, file.path, Symlink::kFollow) != file.signature;
-    }
-    (void)before;
+    auto differs = compare_repo(*scope->repo, directory, again);
+    if (!differs) return std::move(differs).error();
+    stale = stale || *differs;
   }
-  again.paths.insert(again.paths.end(), differ.begin(), differ.end());
-  if (again.paths.empty() && !repo_changed) return again;
+  if (!stale && again.paths.empty()) return again;
   std::sort(again.paths.begin(), again.paths.end());
   again.paths.erase(std::unique(again.paths.begin(), again.paths.end()), again.paths.end());
-  again.everything = !again.paths.empty() && again.paths.front().empty();
+  again.everything = again.everything || (!again.paths.empty() && again.paths.front().empty());
   if (again.everything) again.paths.clear();
   if (auto done = reload(); !done) return std::move(done).error();
   return again;

@@ -68,7 +68,8 @@ class RuleTree {
   void drop_below(std::string_view directory);
   base::Result<void> reload();
   bool rule_files_differ(const Scope& scope, std::string_view directory) const;
-  base::Result<void> compare_repo(const Repo& repo, std::string_view directory, LookAgain& again);
+  bool rules_above_differ() const;
+  base::Result<bool> compare_repo(const Repo& repo, std::string_view directory, LookAgain& again) const;
 
   std::shared_ptr<const Rules> rules_;
   base::UniqueFd root_;
