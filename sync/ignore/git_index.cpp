@@ -144,6 +144,7 @@ base::Result<TrackedSet> parse_git_index(std::string_view bytes, ObjectHash hash
       return base::errno_error(ENOTSUP, "git index with " + std::string(name));
     if (!in.skip(size)) return damaged("extension");
   }
+  if (in.left() != 0) return damaged("its end");
   set.finish();
   return set;
 }

@@ -29,6 +29,8 @@ constexpr std::string_view kTokenPrefixes[] = {
 };
 constexpr std::size_t kTokenTail = 16;  // characters behind the prefix; fewer are a word
 
+constexpr std::size_t kAmountDigits = 7;
+
 constexpr std::string_view kCredentialWords[] = {
     "token",      "secret",     "passw",     "api_key",    "apikey",         "api-key",     "private_key",
     "privatekey", "access_key", "accesskey", "credential", "encryption_key", "signing_key", "auth_key",
@@ -61,8 +63,7 @@ bool is_placeholder(std::string_view value) {
   if (std::find(std::begin(kPlaceholders), std::end(kPlaceholders), text) != std::end(kPlaceholders))
     return true;
   if (text.starts_with("your") && text.find_first_of("-_ ") != std::string::npos) return true;
-  if (text.find_first_not_of("x*.-") == std::string::npos) return true;
-  return text.find_first_not_of("0123456789") == std::string::npos;  // a number: an age, a size
+  return text.find_first_not_of("x*.-") == std::string::npos;
 }
 
 // "scheme://user:password@host".
@@ -93,7 +94,12 @@ bool is_secret_assignment(std::string_view line) {
   const bool named = key.ends_with("_auth") || key.ends_with("authtoken") ||
                      std::any_of(std::begin(kCredentialWords), std::end(kCredentialWords),
                                  [&](auto word) { return key.find(word) != std::string::npos; });
-  return named && !is_placeholder(trim(line.substr(split + 1)));
+  const auto value = trim(line.substr(split + 1));
+  // A lifetime or a count, as in TOKEN_MAX_AGE.
+  const bool amount = value.size() <= kAmountDigits &&
+                      value.find_first_not_of("0123456789") == std::string_view::npos &&
+                      key.find("passw") == std::string::npos;
+  return named && !amount && !is_placeholder(value);
 }
 
 struct NameRule {
