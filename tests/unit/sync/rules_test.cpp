@@ -330,6 +330,26 @@ TEST(GitIndex, EveryFormReadsAsGitReadsIt) {
   }
 }
 
+TEST(GitIndex, ASparseOneIsAskedOfGit) {
+  TempTree t;
+  t.git("init -q");
+  t.write("in/a");
+  t.write("out/deep/b");
+  t.write("c");
+  t.git("add -A");
+  t.git("commit -q -m x");
+  t.git("sparse-checkout set --cone --sparse-index in");
+  ASSERT_FALSE(std::filesystem::exists(t.at("out")));
+  std::ifstream file(t.at(".git/index"), std::ios::binary);
+  const std::string bytes{std::istreambuf_iterator<char>(file), {}};
+  EXPECT_EQ(parse_git_index(bytes, ObjectHash::kSha1).error().as_errno(), ENOTSUP);
+  const auto dirs = find_git_dirs(t.root());
+  ASSERT_TRUE(dirs);
+  const auto repo = load_repo(t.root(), "", *dirs, test::no_environment, nullptr);
+  EXPECT_TRUE(repo->tracked.contains("out/deep/b"));
+  EXPECT_EQ(repo->tracked.size(), 3U);
+}
+
 TEST(GitIndex, ADamagedOneIsToldAndNotGuessedAt) {
   TempTree t;
   t.git("init -q");

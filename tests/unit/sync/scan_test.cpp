@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <fcntl.h>
 #include <map>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -375,6 +376,29 @@ TEST_F(ScanTest, WithoutOpenat2TheSameHolds) {
   EXPECT_EQ(text(scan_it()), "added a\nadded a/b\nadded a/b/c\nadded l\n");
 }
 #endif
+
+TEST_F(ScanTest, AnotherMountIsNamedAndNotEntered) {
+  tree.write("plain", "p");
+  tree.write("mounted/before", "b");
+  commit(scan_it());
+  settle();
+  if (::mount("nearbox-test", tree.at("mounted").c_str(), "tmpfs", 0, "size=64k") != 0) {
+    GTEST_SKIP() << "only root mounts";
+  }
+  tree.write("mounted/hidden", "h");
+  const auto result = scan_it();
+  std::string without;
+#if defined(NEARBOX_FAULT_POINTS)
+  {
+    const Fault on("scan.no_openat2");
+    without = problems(scan_it());
+  }
+  EXPECT_EQ(without, "other-mount mounted\n");
+#endif
+  ASSERT_EQ(::umount(tree.at("mounted").c_str()), 0);
+  EXPECT_EQ(text(result), "");  // what the baseline has below is not deleted
+  EXPECT_EQ(problems(result), "other-mount mounted\n");
+}
 
 TEST_F(ScanTest, StopsWhenAsked) {
   tree.write("a", "a");
