@@ -52,6 +52,8 @@ class RuleTree {
   // The same without words, for many paths.
   Placement placement(std::string_view path, bool directory);
   const std::shared_ptr<const Rules>& rules() const { return rules_; }
+  // The rules that hold below a directory, kept for the next question.
+  ScopePtr scope_of(std::string_view directory);
 
   // Something happened to `path`. Nothing to look at again: it is no rule file.
   base::Result<LookAgain> changed(std::string_view path);
@@ -64,7 +66,6 @@ class RuleTree {
   RuleTree(std::shared_ptr<const Rules> rules, base::UniqueFd root);
 
   Decision decide(std::string_view path, bool directory, Rules::Detail detail);
-  ScopePtr scope_of(std::string_view directory);
   void drop_below(std::string_view directory);
   base::Result<void> reload();
   bool rule_files_differ(const Scope& scope, std::string_view directory) const;

@@ -245,21 +245,60 @@ base::Result<void> Index::apply(const Batch& batch) {
   return impl_->apply(batch);
 }
 
-base::Result<void> Index::each(const std::function<void(std::string_view, const Entry&)>& take) const {
-  auto rows = Statement::prepare(impl_->db(),
-                                 "SELECT path, type, mode, size, mtime_ns, ctime_ns, inode, device, digest, "
-                                 "remote_version, racy FROM entries ORDER BY path");
-  if (!rows) return std::move(rows).error();
+namespace {
+
+std::string select_entries(const char* rest) {
+  return std::string(
+             "SELECT path, type, mode, size, mtime_ns, ctime_ns, inode, device, digest, remote_version, "
+             "racy ") +
+         "FROM entries " + rest;
+}
+
+base::Result<void> take_entries(Statement& rows,
+                                const std::function<void(std::string_view, const Entry&)>& take) {
   Entry entry;
   while (true) {
-    auto row = rows->step();
+    auto row = rows.step();
     if (!row) return std::move(row).error();
     if (!*row) return {};
-    if (!read_row(*rows, entry.stat, entry.digest) || !valid_path(rows->blob(0))) return damaged();
-    entry.remote_version = rows->unsigned_number(9);
-    entry.racy = rows->number(10) != 0;
-    take(rows->blob(0), entry);
+    if (!read_row(rows, entry.stat, entry.digest) || !valid_path(rows.blob(0))) return damaged();
+    entry.remote_version = rows.unsigned_number(9);
+    entry.racy = rows.number(10) != 0;
+    take(rows.blob(0), entry);
   }
+}
+
+}  // namespace
+
+base::Result<void> Index::each(const std::function<void(std::string_view, const Entry&)>& take) const {
+  auto rows = Statement::prepare(impl_->db(), select_entries("ORDER BY path").c_str());
+  if (!rows) return std::move(rows).error();
+  return take_entries(*rows, take);
+}
+
+base::Result<void> Index::each_at(std::string_view path,
+                                  const std::function<void(std::string_view, const Entry&)>& take) const {
+  auto own = find(path);
+  if (!own) return std::move(own).error();
+  if (*own) take(path, **own);
+  auto rows =
+      Statement::prepare(impl_->db(), select_entries("WHERE path > ?1 AND path < ?2 ORDER BY path").c_str());
+  if (!rows) return std::move(rows).error();
+  const auto first = std::string(path) + "/";
+  const auto behind = std::string(path) + "0";  // the byte after the slash
+  rows->bind_blob(1, first);
+  rows->bind_blob(2, behind);
+  return take_entries(*rows, take);
+}
+
+base::Result<std::optional<Entry>> Index::find(std::string_view path) const {
+  auto rows = Statement::prepare(impl_->db(), select_entries("WHERE path = ?1").c_str());
+  if (!rows) return std::move(rows).error();
+  rows->bind_blob(1, path);
+  std::optional<Entry> found;
+  auto done = take_entries(*rows, [&](std::string_view, const Entry& entry) { found = entry; });
+  if (!done) return std::move(done).error();
+  return found;
 }
 
 base::Result<void> Index::each_observed(

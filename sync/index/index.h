@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -58,7 +59,7 @@ struct Pairing {
   std::string remote;  // sandbox and directory
 };
 
-inline constexpr std::size_t kMaxPathBytes = 4096;
+inline constexpr std::size_t kMaxPathBytes = 4095;  // PATH_MAX with its NUL
 inline constexpr std::uint64_t kMaxEntries =
     16'000'000;  // of one pairing; the next one is refused with EFBIG
 
@@ -107,6 +108,10 @@ class Index {
   base::Result<void> each(const std::function<void(std::string_view path, const Entry&)>& take) const;
   base::Result<void> each_observed(
       const std::function<void(std::string_view path, const Observed&)>& take) const;
+  // The entry at `path`, then those below it.
+  base::Result<void> each_at(std::string_view path,
+                             const std::function<void(std::string_view path, const Entry&)>& take) const;
+  base::Result<std::optional<Entry>> find(std::string_view path) const;
   base::Result<std::uint64_t> size() const;
 
   // Small values of callers, such as the last sequence: they travel with no batch.

@@ -40,4 +40,12 @@ std::optional<std::size_t> PathTable::find(std::string_view wanted) const {
   return std::nullopt;
 }
 
+bool PathCover::covers(std::string_view path) const {
+  if (tops_.empty()) return false;
+  for (auto at = path;; at = at.substr(0, at.rfind('/'))) {
+    if (tops_.find(at) != tops_.end()) return true;
+    if (at.find('/') == std::string_view::npos) return false;
+  }
+}
+
 }  // namespace nearbox::scan

@@ -3,7 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -35,6 +37,16 @@ class PathTable {
   std::string text_;
   std::vector<Path> paths_;
   std::vector<std::uint32_t> slots_;  // open addressing; number + 1, 0: free
+};
+
+// Paths, each standing for itself and all below it.
+class PathCover {
+ public:
+  void add(std::string_view path) { tops_.emplace(path); }
+  bool covers(std::string_view path) const;
+
+ private:
+  std::set<std::string, std::less<>> tops_;
 };
 
 }  // namespace nearbox::scan

@@ -13,6 +13,7 @@
 #include <xxhash.h>
 
 #include "client/base/unique_fd.h"
+#include "sync/ignore/beneath.h"
 #include "sync/ignore/rule_tree.h"
 #include "sync/scan/file_content.h"
 #include "sync/scan/links.h"
@@ -35,14 +36,31 @@ struct Baseline {
   std::vector<index::Observed> observed_values;
 };
 
-base::Result<Baseline> load(const index::Index& index) {
+// `only` as in ScanOptions.
+base::Result<Baseline> load(const index::Index& index, const std::vector<std::string>& only) {
   Baseline baseline;
-  auto done = index.each([&](std::string_view path, const Entry& entry) {
+  const auto add = [&](std::string_view path, const Entry& entry) {
     baseline.entries.add(path);
     baseline.values.push_back(entry);
-  });
+  };
+  base::Result<void> done;
+  if (only.empty()) done = index.each(add);
+  PathCover wanted;
+  std::set<std::string> above;
+  for (std::size_t i = 0; i < only.size() && done; ++i) {
+    wanted.add(only[i]);
+    for (auto slash = only[i].find('/'); slash != std::string::npos; slash = only[i].find('/', slash + 1)) {
+      auto directory = only[i].substr(0, slash);
+      if (!above.insert(directory).second) continue;
+      auto entry = index.find(directory);
+      if (!entry) return std::move(entry).error();
+      if (*entry) add(directory, **entry);
+    }
+    done = index.each_at(only[i], add);
+  }
   if (done) {
     done = index.each_observed([&](std::string_view path, const index::Observed& seen) {
+      if (!only.empty() && !wanted.covers(path)) return;
       baseline.observed.add(path);
       baseline.observed_values.push_back(seen);
     });
@@ -94,19 +112,50 @@ class Scan {
  private:
   // Walks the tree while the index is read by another thread.
   base::Result<void> look() {
+    if (auto done = narrow(); !done) return done;
     std::optional<base::Result<Baseline>> loaded;
     std::optional<base::Result<Tree>> walked;
     {
       const std::jthread loader([&] {
         ::pthread_setname_np(::pthread_self(), "scan-index");
-        loaded.emplace(load(index_));
+        loaded.emplace(load(index_, options_.only));
       });
-      walked.emplace(walk(root_, *rules_, options_, racy_, stop_));
+      walked.emplace(walk(root_, *rules_, scopes_.get(), options_, racy_, stop_));
     }
     if (!*loaded) return std::move(*loaded).error();
     if (!*walked) return std::move(*walked).error();
     baseline_ = **std::move(loaded);
     tree_ = **std::move(walked);
+    return {};
+  }
+
+  // Makes the paths that are looked at ones whose directories are there, each once.
+  base::Result<void> narrow() {
+    auto& only = options_.only;
+    for (auto& path : only) {
+      while (!path.empty()) {
+        const auto slash = path.rfind('/');
+        const auto directory = slash == std::string::npos ? std::string() : path.substr(0, slash);
+        if (ignore::open_beneath(root_, directory, O_PATH | O_DIRECTORY)) break;
+        path = directory;
+      }
+    }
+    std::sort(only.begin(), only.end());
+    if (!only.empty() && only.front().empty()) only.clear();  // the root: everything
+    PathCover seen;
+    std::erase_if(only, [&](const std::string& path) {
+      const bool covered = seen.covers(path);  // what covers it sorts before it
+      seen.add(path);
+      return covered;
+    });
+    return only.empty() ? base::Result<void>() : need_scopes();
+  }
+
+  base::Result<void> need_scopes() {
+    if (scopes_) return {};
+    auto opened = ignore::RuleTree::over(rules_);
+    if (!opened) return std::move(opened).error();
+    scopes_ = *std::move(opened);
     return {};
   }
 
@@ -231,7 +280,8 @@ class Scan {
       change(before == nullptr ? ChangeKind::kAdded : ChangeKind::kModified, path, now, before,
              content.target);
     }
-    if (!now.racy && now.stat.type == Type::kFile) result_.learnt.observe(path, {now.stat, now.digest});
+    const bool large = now.stat.type == Type::kFile && now.stat.size >= kMinObservedBytes;
+    if (large && !now.racy) result_.learnt.observe(path, {now.stat, now.digest});
   }
 
   void change(ChangeKind kind, std::string_view path, const Entry& now, const Entry* before,
@@ -239,29 +289,18 @@ class Scan {
     result_.changes.push_back({kind, std::string(path), now, before == nullptr ? Entry{} : *before, target});
   }
 
-  bool is_unknown(std::string_view path) const {
-    for (auto at = path;; at = at.substr(0, at.rfind('/'))) {
-      if (unknown_.find(at) != unknown_.end()) return true;
-      if (at.find('/') == std::string_view::npos) return false;
-    }
-  }
-
   // What the baseline has and the walk did not see: deleted, unless a rule takes it now or nobody could look.
   base::Result<void> find_missing() {
-    unknown_.insert(tree_.unknown.begin(), tree_.unknown.end());
-    std::unique_ptr<ignore::RuleTree> tree;
+    PathCover unknown;
+    for (const auto& path : tree_.unknown) unknown.add(path);
     for (std::size_t i = 0; i < baseline_.values.size(); ++i) {
       if (baseline_.seen[i]) continue;
       const auto path = baseline_.entries.path(i);
-      if (is_unknown(path)) continue;
-      if (!tree) {
-        auto opened = ignore::RuleTree::over(rules_);
-        if (!opened) return std::move(opened).error();
-        tree = *std::move(opened);
-      }
+      if (unknown.covers(path)) continue;
+      if (auto done = need_scopes(); !done) return done;
       const Entry& before = baseline_.values[i];
       const bool directory = before.stat.type == Type::kDirectory;
-      const bool synced = tree->placement(path, directory) == ignore::Placement::kSynced;
+      const bool synced = scopes_->placement(path, directory) == ignore::Placement::kSynced;
       change(synced ? ChangeKind::kDeleted : ChangeKind::kLeftOut, path, before, &before);
     }
     return {};
@@ -290,12 +329,12 @@ class Scan {
   int root_;
   std::shared_ptr<const ignore::Rules> rules_;
   const index::Index& index_;
-  const ScanOptions& options_;
+  ScanOptions options_;
   std::stop_token stop_;
   RacyRule racy_;
+  std::unique_ptr<ignore::RuleTree> scopes_;
   Baseline baseline_;
   Tree tree_;
-  std::set<std::string, std::less<>> unknown_;
   std::vector<Job> jobs_;
   ScanResult result_;
 };

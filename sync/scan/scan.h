@@ -20,7 +20,9 @@ inline constexpr int kReadTries = 3;  // of a file that changes while it is read
 inline constexpr std::size_t kMaxReported =
     10'000;  // problems, and paths left out, that are listed; all are counted
 inline constexpr std::uint64_t kMaxNodes = index::kMaxEntries;  // one more: EFBIG
-inline constexpr int kMaxLinkHops = 40;                         // as the kernel has it; more is a loop
+inline constexpr std::uint64_t kMinObservedBytes =
+    64 * 1024;                           // smaller files are read again until they are pushed
+inline constexpr int kMaxLinkHops = 40;  // as the kernel has it; more is a loop
 
 enum class ChangeKind : std::uint8_t {
   kAdded,
@@ -93,6 +95,9 @@ struct ScanOptions {
   // How coarse the file system's time stamps are taken to be. 0: as the kernel's clock, or a second where
   // stamps show whole ones. Stamps are rounded down to it.
   std::int64_t granularity_ns = 0;
+  // Not empty: these paths, with all below them, and the directories they lie in are looked at, nothing else.
+  // Where the directory of one is no longer there, it is looked at instead.
+  std::vector<std::string> only;
   // Counted while the scan runs, for progress. May be null.
   std::atomic<std::uint64_t>* hashed_bytes = nullptr;
 };

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <dirent.h>
 #include <fcntl.h>
+#include <map>
 #include <optional>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -77,10 +78,11 @@ struct Listed {
 
 class Walker {
  public:
-  Walker(int root, const ignore::Rules& rules, const ScanOptions& options, const RacyRule& racy,
-         const std::stop_token& stop)
+  Walker(int root, const ignore::Rules& rules, ignore::RuleTree* scopes, const ScanOptions& options,
+         const RacyRule& racy, const std::stop_token& stop)
       : root_(root),
         rules_(rules),
+        scopes_(scopes),
         options_(options),
         racy_(racy),
         stop_(stop),
@@ -89,12 +91,12 @@ class Walker {
 
   base::Result<Tree> run() {
     for (const auto& text : rules_.problems()) tree_.report(ProblemKind::kRules, text);
-    const UniqueFd top(::openat(root_, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!top) return base::last_errno("open " + rules_.root());
-    auto listed = list(top.get());
-    if (!listed) return std::move(listed).error().during("list " + rules_.root());
-    if (auto done = take_all("", top.get(), rules_.root_scope(), nullptr, *listed); !done)
-      return std::move(done).error();
+    for (const auto& path : options_.only) {
+      if (auto done = begin_at(path); !done) return std::move(done).error();
+    }
+    if (options_.only.empty()) {
+      if (auto done = begin(); !done) return std::move(done).error();
+    }
     while (!pending_.empty()) {
       if (stop_.stop_requested()) return base::errno_error(ECANCELED, "scan");
       Pending next = std::move(pending_.back());
@@ -105,6 +107,54 @@ class Walker {
   }
 
  private:
+  base::Result<void> begin() {
+    const UniqueFd top(::openat(root_, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!top) return base::last_errno("open " + rules_.root());
+    auto listed = list(top.get());
+    if (!listed) return std::move(listed).error().during("list " + rules_.root());
+    return take_all("", top.get(), rules_.root_scope(), nullptr, *listed);
+  }
+
+  // Begins at one path: the directories it lies in first.
+  base::Result<void> begin_at(const std::string& path) {
+    std::shared_ptr<Ancestor> holder;
+    for (auto slash = path.find('/'); slash != std::string::npos; slash = path.find('/', slash + 1)) {
+      const std::string above = path.substr(0, slash);
+      const auto outer = above.rfind('/');
+      const auto scope = scopes_->scope_of(outer == std::string::npos ? "" : above.substr(0, outer));
+      const auto decision = rules_.decide(*scope, above, true, probe_);
+      if (!decision.synced() && !decision.enter) {
+        leave_out(above, true, decision);
+        return {};
+      }
+      const auto dir = ignore::open_beneath(root_, above, O_PATH | O_DIRECTORY);
+      struct stat st {};
+      if (!dir || ::fstat(dir->get(), &st) != 0) {
+        lose(ProblemKind::kUnstable, path, dir ? errno : dir.error().as_errno());
+        return {};
+      }
+      auto& known = ancestors_[above];  // of another path that lies there as well
+      if (!known) known = std::make_shared<Ancestor>(Ancestor{holder, above, stat_info(st, racy_), false});
+      holder = known;
+      if (decision.synced()) tell(holder);
+    }
+    const auto slash = path.rfind('/');
+    const std::string directory = slash == std::string::npos ? "" : path.substr(0, slash);
+    const auto dir = ignore::open_beneath(root_, directory, O_PATH | O_DIRECTORY);
+    if (!dir) {
+      lose(ProblemKind::kUnstable, path, dir.error().as_errno());
+      return {};
+    }
+    take(path, {slash == std::string::npos ? path : path.substr(slash + 1), DT_UNKNOWN}, dir->get(),
+         scopes_->scope_of(directory), holder);
+    return {};
+  }
+
+  void leave_out(const std::string& path, bool directory, const ignore::Decision& decision) {
+    ++tree_.left_out_count;
+    if (tree_.left_out.size() < kMaxReported) tree_.left_out.push_back({path, directory, decision.kind});
+  }
+
   base::Result<std::vector<Listed>> list(int dir) {
     std::vector<Listed> out;
     while (true) {
@@ -209,8 +259,7 @@ class Walker {
     }
     const auto decision = rules_.decide(*scope, path, directory, probe_);
     if (!decision.synced()) {
-      ++tree_.left_out_count;
-      if (tree_.left_out.size() < kMaxReported) tree_.left_out.push_back({path, directory, decision.kind});
+      leave_out(path, directory, decision);
       if (!directory || !decision.enter) return;
     }
     if (directory) {
@@ -259,12 +308,14 @@ class Walker {
 
   int root_;
   const ignore::Rules& rules_;
+  ignore::RuleTree* scopes_;
   const ScanOptions& options_;
   const RacyRule& racy_;
   const std::stop_token& stop_;
   ignore::CredentialProbe probe_;
   std::unique_ptr<char[]> list_;
   std::vector<Pending> pending_;
+  std::map<std::string, std::shared_ptr<Ancestor>> ancestors_;
   Tree tree_;
 };
 
@@ -275,9 +326,9 @@ void Tree::report(ProblemKind kind, std::string_view path, int error) {
   if (problems.size() < kMaxReported) problems.push_back({kind, std::string(path), error});
 }
 
-base::Result<Tree> walk(int root, const ignore::Rules& rules, const ScanOptions& options,
-                        const RacyRule& racy, const std::stop_token& stop) {
-  return Walker(root, rules, options, racy, stop).run();
+base::Result<Tree> walk(int root, const ignore::Rules& rules, ignore::RuleTree* tree,
+                        const ScanOptions& options, const RacyRule& racy, const std::stop_token& stop) {
+  return Walker(root, rules, tree, options, racy, stop).run();
 }
 
 }  // namespace nearbox::scan

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "client/base/result.h"
+#include "sync/ignore/rule_tree.h"
 #include "sync/ignore/rules.h"
 #include "sync/scan/file_content.h"
 #include "sync/scan/scan.h"
@@ -44,7 +45,8 @@ struct Tree {
 
 // Lists everything below `root` that is synced. Opens directories, reads rule files, reads no other file but
 // those on the conditional part of the secret list.
-base::Result<Tree> walk(int root, const ignore::Rules& rules, const ScanOptions& options,
-                        const RacyRule& racy, const std::stop_token& stop);
+// `tree` knows the scopes of ScanOptions::only; unused without.
+base::Result<Tree> walk(int root, const ignore::Rules& rules, ignore::RuleTree* tree,
+                        const ScanOptions& options, const RacyRule& racy, const std::stop_token& stop);
 
 }  // namespace nearbox::scan

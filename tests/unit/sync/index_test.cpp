@@ -71,6 +71,24 @@ TEST(Index, KeepsEverythingExactly) {
   EXPECT_TRUE(index->check());
 }
 
+TEST(Index, APathAndAllBelowIt) {
+  TempTree t;
+  const auto index = open(t);
+  Batch batch;
+  for (const char* path : {"a", "a-b", "a.c", "a/b", "a/b/c", "a0", "b"}) batch.put(path, entry(1));
+  ASSERT_TRUE(index->apply(batch));
+  const auto at = [&](const char* path) {
+    std::string out;
+    EXPECT_TRUE(index->each_at(path, [&](std::string_view p, const Entry&) { out += std::string(p) + " "; }));
+    return out;
+  };
+  EXPECT_EQ(at("a"), "a a/b a/b/c ");
+  EXPECT_EQ(at("a/b/c"), "a/b/c ");
+  EXPECT_EQ(at("c"), "");
+  EXPECT_TRUE(index->find("a0")->has_value());
+  EXPECT_FALSE(index->find("a1")->has_value());
+}
+
 TEST(Index, ObservedGoesWithThePathsEntry) {
   TempTree t;
   const auto index = open(t);

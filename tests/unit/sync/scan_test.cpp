@@ -154,14 +154,15 @@ TEST_F(ScanTest, ATouchedButEqualFileIsNoChangeAndReadOnce) {
 }
 
 TEST_F(ScanTest, WhatWaitsToBePushedIsNotReadAgain) {
-  tree.write("a", "one");
+  const std::string one(kMinObservedBytes, '1');
+  tree.write("a", one);
   options.granularity_ns = 1;  // stamps as fine as they come: nothing is racy for long
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
   ScanResult result;
   do {  // never pushed: only what was learnt is kept
     result = scan_it();
     EXPECT_EQ(text(result), "added a\n");
-    EXPECT_EQ(result.changes.at(0).now.digest, digest_of("one"));
+    EXPECT_EQ(result.changes.at(0).now.digest, digest_of(one));
     ASSERT_TRUE(index->apply(result.learnt));
   } while (result.counts.hashed_files != 0 && std::chrono::steady_clock::now() < deadline);
   EXPECT_EQ(result.counts.hashed_files, 0U);
@@ -398,6 +399,37 @@ TEST_F(ScanTest, AnotherMountIsNamedAndNotEntered) {
   ASSERT_EQ(::umount(tree.at("mounted").c_str()), 0);
   EXPECT_EQ(text(result), "");  // what the baseline has below is not deleted
   EXPECT_EQ(problems(result), "other-mount mounted\n");
+}
+
+TEST_F(ScanTest, PartOfTheTreeAlone) {
+  tree.write("a/b/one", "1");
+  tree.write("a/b/two", "2");
+  tree.write("a/other", "o");
+  tree.write("c/x", "x");
+  tree.write(".gitignore", "dist/\n");
+  commit(scan_it());
+  settle();
+  tree.write("a/b/one", "11");
+  tree.write("a/other", "oo");
+  tree.write("c/x", "xx");
+  tree.write("a/new/deep/file", "n");
+  tree.write("dist/x", "x");
+  tree.remove("a/b/two");
+  options.only = {"a/b", "a/b/one", "dist/x"};
+  EXPECT_EQ(text(scan_it()), "modified a/b/one\ndeleted a/b/two\n");
+  options.only = {"a/new/deep/file", "c"};
+  EXPECT_EQ(text(scan_it()), "added a/new\nadded a/new/deep\nadded a/new/deep/file\nmodified c/x\n");
+  options.only = {"a/b/two"};
+  EXPECT_EQ(text(scan_it()), "deleted a/b/two\n");
+  tree.remove("a");
+  options.only = {"a/b/one"};  // its directory is gone: as far up as something is there
+  EXPECT_EQ(text(scan_it()), "deleted a\ndeleted a/b\ndeleted a/b/one\ndeleted a/b/two\ndeleted a/other\n");
+  tree.write("a", "a file now");
+  options.only = {"a/b/one"};
+  EXPECT_EQ(text(scan_it()), "modified a\ndeleted a/b\ndeleted a/b/one\ndeleted a/b/two\ndeleted a/other\n");
+  options.only = {""};
+  EXPECT_EQ(text(scan_it()),
+            "modified a\ndeleted a/b\ndeleted a/b/one\ndeleted a/b/two\ndeleted a/other\nmodified c/x\n");
 }
 
 TEST_F(ScanTest, StopsWhenAsked) {
