@@ -254,9 +254,8 @@ base::Result<void> Rules::load_root() {
     scope->repo_top = true;
     problems_ = scope->repo->problems;
   } else {
-    load_enclosing();
-    scope->parent = root_scope_;  // the directory above the root, when a work tree goes on there
-    scope->repo = root_scope_ ? root_scope_->repo : no_repo();
+    scope->repo = load_enclosing();
+    scope->parent = above_root_;
     scope->path = prefix_.substr(0, prefix_.size() - (prefix_.empty() ? 0 : 1));
   }
   read_lists(*scope, dir.get(), {}, problems_);
@@ -265,38 +264,41 @@ base::Result<void> Rules::load_root() {
 }
 
 // The root lies inside a work tree: its rules hold here as well, those of the directories in between
-// included. When they ignore the root itself, they are left out: who names an ignored directory wants it.
-void Rules::load_enclosing() {
+// included. When they ignore the root itself they are left out, and only what git tracks counts: who names an
+// ignored directory wants it.
+std::shared_ptr<const Repo> Rules::load_enclosing() {
   const auto top = find_enclosing_top(root_);
-  if (!top) return;
-  const auto dirs = find_git_dirs(*top);
-  if (!dirs) return;
+  const auto dirs = top ? find_git_dirs(*top) : std::nullopt;
+  if (!dirs) return no_repo();
   const auto repo = load_repo(*top, "", *dirs, options_.env, nullptr);
+  problems_.insert(problems_.end(), repo->problems.begin(), repo->problems.end());
   const std::string way = root_.substr(*top == "/" ? 1 : top->size() + 1);
-  ScopePtr parent;
-  for (std::size_t at = 0; at != std::string::npos;) {
+  ScopePtr above;
+  bool ignored = false;
+  for (std::size_t at = 0; at != std::string::npos && !ignored;) {
     auto scope = std::make_shared<Scope>();
-    scope->parent = parent;
+    scope->parent = above;
     scope->repo = repo;
     scope->path = way.substr(0, at == 0 ? 0 : at - 1);
     scope->repo_top = at == 0;
     const std::string directory = scope->path.empty() ? *top : *top + "/" + scope->path;
     const base::UniqueFd dir(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (dir) read_lists(*scope, dir.get(), {true, false, false}, problems_);
-    parent = scope;
+    above = scope;
     const auto slash = way.find('/', at);
-    const auto step = way.substr(0, slash);
-    const Judge judge(*this, *scope, step, true, {}, Detail::kPlacement);
-    const auto ignored = judge.git_match();
-    if (options_.gitignore && ignored.pattern != nullptr && !ignored.pattern->negated() &&
-        !repo->tracked.any_below(way)) {
-      return;
-    }
+    const auto found = Judge(*this, *scope, way.substr(0, slash), true, {}, Detail::kPlacement).git_match();
+    ignored = options_.gitignore && found.pattern != nullptr && !found.pattern->negated();
     at = slash == std::string::npos ? slash : slash + 1;
   }
   prefix_ = way + "/";
-  problems_.insert(problems_.end(), repo->problems.begin(), repo->problems.end());
-  root_scope_ = parent;
+  if (!ignored) {
+    above_root_ = above;
+    return repo;
+  }
+  auto tracked_alone = std::make_shared<Repo>(*repo);
+  tracked_alone->exclude.patterns.clear();
+  tracked_alone->global.patterns.clear();
+  return tracked_alone;
 }
 
 void Rules::read_lists(Scope& scope, int dir, RuleFilesFound found,

@@ -129,7 +129,7 @@ class Rules {
 
   Rules(std::string root, RuleOptions options);
   base::Result<void> load_root();
-  void load_enclosing();
+  std::shared_ptr<const Repo> load_enclosing();
   void read_lists(Scope& scope, int dir, RuleFilesFound found, std::vector<std::string>& problems) const;
 
   std::string root_;
@@ -138,6 +138,7 @@ class Rules {
   PatternList include_;
   PatternList exclude_;
   PatternList defaults_;
+  ScopePtr above_root_;  // of the directory that holds the root, when a work tree goes on there
   ScopePtr root_scope_;
   std::vector<std::string> problems_;
 };

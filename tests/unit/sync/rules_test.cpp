@@ -206,9 +206,15 @@ TEST(Rules, AnIgnoredRootIsTakenForItself) {
   t.git("init -q");
   t.write(".gitignore", "build/\n");
   t.write("build/out/a.o");
+  t.write("build/out/.env", "PORT=1\n");
+  t.write("build/out/.env.local", "PORT=1\n");
+  t.git("add -f build/out/.env");
   auto rules = RuleTree::open(t.at("build/out").string(), plain_options());
   ASSERT_TRUE(rules);
   EXPECT_EQ(why(**rules, "a.o"), "synced none");
+  EXPECT_EQ(why(**rules, ".env"), "synced tracked");
+  EXPECT_EQ(why(**rules, ".env.local"), "local secret");
+  EXPECT_TRUE((*rules)->compare()->nothing());
 }
 
 TEST(Rules, AnotherWorkTreeInsideHasRulesOfItsOwn) {
