@@ -6,9 +6,11 @@
 #include <cerrno>
 #include <csignal>
 #include <fcntl.h>
+#include <optional>
 #include <poll.h>
 #include <spawn.h>
 #include <string_view>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -59,17 +61,33 @@ class Child {
   ~Child() {
     if (pid_ <= 0) return;
     ::kill(pid_, SIGKILL);
-    (void)wait();
+    (void)reap();
   }
-  int wait() {
+  // The exit status; nullopt: it did not end in time.
+  std::optional<int> wait_until(Clock::time_point deadline) {
+    const UniqueFd handle(static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0)));
+    // Where there are no such handles (before Linux 5.3) it is waited for: it has closed its output, so it
+    // ends.
+    while (handle) {
+      pollfd end{handle.get(), POLLIN, 0};
+      const auto left =
+          std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
+      const int n = ::poll(&end, 1, static_cast<int>(std::clamp<std::int64_t>(left + 1, 0, 60'000)));
+      if (n > 0) break;
+      if (n == 0 && left <= 0) return std::nullopt;
+      if (n < 0 && errno != EINTR) return std::nullopt;
+    }
+    return reap();
+  }
+
+ private:
+  int reap() {
     int status = -1;
     while (::waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
     }
     pid_ = -1;
     return status;
   }
-
- private:
   pid_t pid_;
 };
 
@@ -155,8 +173,9 @@ base::Result<std::string> run_git(const std::vector<std::string>& args, Clock::t
   out_end.reset();
   err_end.reset();
   if (auto done = collect(io, deadline, limit); !done) return std::move(done).error();
-  const int status = child.wait();  // both its streams are closed: it ends
-  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
+  const auto status = child.wait_until(deadline);
+  if (!status) return base::errno_error(ETIMEDOUT, "git did not end in time");
+  if (!WIFEXITED(*status) || WEXITSTATUS(*status) != 0) {
     return base::errno_error(EIO, "git: " + io.err_text.substr(0, io.err_text.find('\n')));
   }
   return std::move(io.out_text);

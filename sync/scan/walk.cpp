@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sync/scan/walk.h"
 
-#include <algorithm>
 #include <cerrno>
 #include <cstddef>
-#include <cstring>
 #include <dirent.h>
 #include <fcntl.h>
 #include <map>
 #include <optional>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 #include <utility>
 
@@ -23,15 +20,6 @@ namespace {
 using base::UniqueFd;
 
 constexpr std::size_t kListBytes = 64 * 1024;  // of one getdents64
-
-// A record of getdents64(2), which glibc does not declare.
-struct DirectoryRecord {
-  std::uint64_t inode;
-  std::int64_t offset;
-  std::uint16_t length;
-  unsigned char type;
-};
-constexpr std::size_t kNameOffset = offsetof(DirectoryRecord, type) + 1;
 
 bool is_utf8(std::string_view text) {
   for (std::size_t i = 0; i < text.size();) {
@@ -158,16 +146,14 @@ class Walker {
   base::Result<std::vector<Listed>> list(int dir) {
     std::vector<Listed> out;
     while (true) {
-      const long n = ::syscall(SYS_getdents64, dir, list_.get(), kListBytes);
+      const ssize_t n = ::getdents64(dir, list_.get(), kListBytes);
       if (n < 0) return base::last_errno("list");
       if (n == 0) return out;
-      for (long at = 0; at < n;) {
-        DirectoryRecord record;
-        std::memcpy(&record, list_.get() + at, kNameOffset);
-        const char* name = list_.get() + at + kNameOffset;
-        at += record.length;
-        if (std::strcmp(name, ".") == 0 || std::strcmp(name, "..") == 0) continue;
-        out.push_back({name, record.type});
+      for (ssize_t at = 0; at < n;) {
+        const auto* record = reinterpret_cast<const dirent64*>(list_.get() + at);  // aligned by the kernel
+        at += record->d_reclen;
+        const std::string_view name = record->d_name;
+        if (name != "." && name != "..") out.push_back({std::string(name), record->d_type});
       }
       if (tree_.nodes.size() + out.size() > kMaxNodes)
         return base::errno_error(EFBIG, "scan: too many paths");
