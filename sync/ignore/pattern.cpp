@@ -117,10 +117,13 @@ bool Pattern::may_match_below(std::string_view below) const {
     if (slash == std::string_view::npos) slash = below.size();
     const auto name = below.substr(at, slash - at);
     at = slash + 1;
-    if (part + 1 >= components_.size()) return false;  // names something at this depth or above
+    if (part >= components_.size()) return false;  // names something further up
     const std::string& component = components_[part];
-    // A set may hold a slash, and `**` any number of components: what follows cannot be counted.
-    if (component.find('[') != std::string::npos || component.find("**") != std::string::npos) return true;
+    // A set may hold a slash, a backslash may escape one, and `**` stands for any number of components: what
+    // follows cannot be counted.
+    if (component.find_first_of("[\\") != std::string::npos) return true;
+    if (component.find("**") != std::string::npos) return true;
+    if (part + 1 == components_.size()) return false;  // names something at this depth
     if (literal_prefix(component) == component.size()) {
       if (!equal(name, component)) return false;
     } else if (!Glob(component, GlobKind::kName, fold_ ? Case::kFold : Case::kSensitive).matches(name)) {

@@ -64,6 +64,20 @@ std::string_view name_of(Placement placement) {
   return placement == Placement::kSynced ? "synced" : placement == Placement::kRemote ? "remote" : "local";
 }
 
+std::string_view skip_reason(RuleKind kind) {
+  switch (kind) {
+    case RuleKind::kExclude:
+    case RuleKind::kNearboxIgnore:
+      return "pattern";
+    case RuleKind::kSecret:
+      return "secret";
+    case RuleKind::kGitIgnore:
+      return "gitignore";
+    default:
+      return "default-exclude";
+  }
+}
+
 struct Rules::Verdict {
   Decision decision;
   std::optional<Decision> below;  // what the directory's content inherits

@@ -38,6 +38,8 @@ enum class RuleKind : std::uint8_t {
 };
 std::string_view name_of(RuleKind kind);
 std::string_view name_of(Placement placement);
+// The word of a sync's `skipped.byReason` for what a rule leaves out.
+std::string_view skip_reason(RuleKind kind);
 
 struct RuleOptions {
   std::vector<std::string> include;

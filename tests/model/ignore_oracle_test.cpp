@@ -28,7 +28,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kRounds = 250;
+constexpr int kRounds = 200;
 
 std::uint64_t seed() {
   const char* text = std::getenv("NEARBOX_TEST_SEED");
@@ -309,11 +309,23 @@ class Round {
       const bool directory = fs::is_directory(fs::symlink_status(tree_ / whole));
       const auto decision = (*rules)->decide(*scope, path, directory, {}, Rules::Detail::kExplain);
       out[whole] = said(decision);
+      if (decision.matched == path) expect_not_pruned(decision, whole);
       if (!directory) continue;
       const base::UniqueFd dir(::open((tree_ / whole).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
       scopes[path] = (*rules)->enter(scope, path, dir.get(), {}, problems);
     }
     return out;
+  }
+
+  // What a pattern matches has to be found: no directory on the way to it may be taken for one without
+  // matches.
+  void expect_not_pruned(const Decision& decision, const std::string& whole) const {
+    if (decision.pattern == nullptr) return;
+    const auto from = decision.list->base.size();
+    for (auto slash = whole.find('/', from); slash != std::string::npos; slash = whole.find('/', slash + 1)) {
+      EXPECT_TRUE(decision.pattern->may_match_below(whole.substr(from, slash - from)))
+          << decision.pattern->text() << " below " << whole.substr(from, slash - from) << " for " << whole;
+    }
   }
 
   Said said(const Decision& decision) const {

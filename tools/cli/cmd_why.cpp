@@ -98,21 +98,6 @@ base::Result<Place> locate(const WhyArgs& args, const std::string& path) {
   return place;
 }
 
-// The words of a sync's `skipped.byReason`.
-const char* reason_of(ignore::RuleKind kind) {
-  switch (kind) {
-    case ignore::RuleKind::kExclude:
-    case ignore::RuleKind::kNearboxIgnore:
-      return "pattern";
-    case ignore::RuleKind::kSecret:
-      return "secret";
-    case ignore::RuleKind::kGitIgnore:
-      return "gitignore";
-    default:
-      return "default-exclude";
-  }
-}
-
 nlohmann::json to_json(const Place& place, const ignore::Answer& answer) {
   const auto or_null = [](const std::string& text) {
     return text.empty() ? nlohmann::json() : nlohmann::json(text);
@@ -128,7 +113,7 @@ nlohmann::json to_json(const Place& place, const ignore::Answer& answer) {
                         {"matched", or_null(answer.matched)},
                         {"reason", nlohmann::json()},
                         {"text", answer.text}};
-  if (answer.placement != ignore::Placement::kSynced) out["reason"] = reason_of(answer.kind);
+  if (answer.placement != ignore::Placement::kSynced) out["reason"] = ignore::skip_reason(answer.kind);
   return out;
 }
 

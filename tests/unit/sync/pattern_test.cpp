@@ -95,6 +95,8 @@ TEST(Pattern, MayMatchBelow) {
   EXPECT_TRUE(below("a/**/b", "a/x/y"));
   EXPECT_FALSE(below("a/*/b", "a/x/y"));
   EXPECT_TRUE(below("a*/x/b", "ab/x"));
+  EXPECT_TRUE(below("a/**", "a/b"));
+  EXPECT_TRUE(below("a/**", "a"));
   EXPECT_FALSE(below("!dist/keep.txt", "dist"));
 }
 
