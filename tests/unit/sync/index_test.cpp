@@ -12,6 +12,7 @@
 
 #include <gtest/gtest.h>
 
+#include "sync/index/sqlite.h"
 #include "tests/unit/sync/temp_tree.h"
 
 namespace nearbox::index {
@@ -137,7 +138,11 @@ TEST(Index, DamagedOrForeignFilesAreRefused) {
   t.write("index", std::string(10'000, 'x'));
   EXPECT_EQ(Index::open(t.at("index").string(), kPairing).error().as_errno(), EUCLEAN);
   t.remove("index");
-  ASSERT_EQ(std::system(("sqlite3 '" + t.at("index").string() + "' 'create table t(a)'").c_str()), 0);
+  {
+    auto foreign = Database::open(t.at("index").string());
+    ASSERT_TRUE(foreign);
+    ASSERT_TRUE(foreign->run("CREATE TABLE t(a)"));
+  }
   EXPECT_EQ(Index::open(t.at("index").string(), kPairing).error().as_errno(), EUCLEAN);
   t.remove("index");
   t.link("index", "elsewhere");
