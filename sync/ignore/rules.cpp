@@ -284,7 +284,7 @@ std::shared_ptr<const Repo> Rules::load_enclosing() {
   const auto top = find_enclosing_top(root_);
   const auto dirs = top ? find_git_dirs(*top) : std::nullopt;
   if (!dirs) return no_repo();
-  const auto repo = load_repo(*top, "", *dirs, options_.env, nullptr);
+  auto repo = load_repo(*top, "", *dirs, options_.env, nullptr);
   problems_.insert(problems_.end(), repo->problems.begin(), repo->problems.end());
   const std::string way = root_.substr(*top == "/" ? 1 : top->size() + 1);
   ScopePtr above;

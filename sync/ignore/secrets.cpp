@@ -86,7 +86,7 @@ std::string_view trim(std::string_view text) {
 }
 
 bool is_secret_assignment(std::string_view line) {
-  const auto sign = line.find_first_of("=");
+  const auto sign = line.find('=');
   const auto colon = line.find(": ");
   const auto split = std::min(sign, colon);
   if (split == std::string_view::npos) return false;
@@ -186,11 +186,13 @@ bool is_dot_git(std::string_view name) {
     const auto byte = [&](std::size_t k) {
       return k < name.size() ? static_cast<unsigned char>(name[k]) : 0U;
     };
-    if (byte(i) == 0xe2 && ((byte(i + 1) == 0x80 && ((byte(i + 2) >= 0x8c && byte(i + 2) <= 0x8f) ||
-                                                     (byte(i + 2) >= 0xaa && byte(i + 2) <= 0xae))) ||
-                            (byte(i + 1) == 0x81 && byte(i + 2) >= 0xaa && byte(i + 2) <= 0xaf))) {
-      i += 3;
-    } else if (byte(i) == 0xef && byte(i + 1) == 0xbb && byte(i + 2) == 0xbf) {
+    const auto last = byte(i + 2);
+    const bool general =
+        byte(i) == 0xe2 &&
+        ((byte(i + 1) == 0x80 && ((last >= 0x8c && last <= 0x8f) || (last >= 0xaa && last <= 0xae))) ||
+         (byte(i + 1) == 0x81 && last >= 0xaa && last <= 0xaf));
+    const bool mark = byte(i) == 0xef && byte(i + 1) == 0xbb && last == 0xbf;
+    if (general || mark) {
       i += 3;
     } else {
       plain += lower_byte(name[i++]);
@@ -198,8 +200,8 @@ bool is_dot_git(std::string_view name) {
   }
   // NTFS: an alternate stream behind a colon, spaces and dots at the end, and the short name.
   plain.resize(std::min(plain.find(':'), plain.size()));
-  const auto last = plain.find_last_not_of(" .");
-  plain.resize(last == std::string::npos ? 0 : last + 1);
+  const auto end = plain.find_last_not_of(" .");
+  plain.resize(end == std::string::npos ? 0 : end + 1);
   return plain == ".git" || plain == "git~1";
 }
 

@@ -5,6 +5,7 @@
 #include <map>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace nearbox::scan {
 namespace {
@@ -33,15 +34,18 @@ bool loops(const Targets& targets, const std::string& path) {
       at = parent_of(at);
       continue;
     }
-    const std::string next = at.empty() ? name : at + "/" + name;
+    std::string next = at;
+    if (!next.empty()) next += '/';
+    next += name;
     const auto link = targets.find(next);
     if (link == targets.end()) {
-      at = next;
+      at = std::move(next);
       continue;
     }
     if (link->second.starts_with('/')) return false;
     ++hops;
-    rest = std::string(link->second) + (rest.empty() ? "" : "/" + rest);
+    if (!rest.empty()) rest.insert(0, 1, '/');
+    rest.insert(0, link->second);
     if (rest.size() > index::kMaxPathBytes) return true;
   }
   return true;
