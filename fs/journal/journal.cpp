@@ -13,7 +13,11 @@ using base::MutexLock;
 std::string Damage::message() const {
   std::string text = "journal: ";
   if (!file.empty()) text += file + " is damaged at byte " + std::to_string(offset) + ": ";
-  text += lost == 0 ? "records may be missing" : std::to_string(lost) + " records are missing";
+  if (acks) {
+    text += "acknowledgements are missing, operations may be sent again";
+  } else {
+    text += lost == 0 ? "records may be missing" : std::to_string(lost) + " records are missing";
+  }
   if (!kept_as.empty()) text += "; the file is kept as " + kept_as;
   return text;
 }
@@ -176,6 +180,19 @@ void Journal::Impl::drop_live_locked(std::map<Seq, Slot>::iterator it) {
   live_.erase(it);
 }
 
+// The record was written again, at `at` of `segment`. One that was acknowledged meanwhile has no slot.
+void Journal::Impl::move_slot_locked(Seq seq, Segment& segment, std::uint64_t at) {
+  const auto it = live_.find(seq);
+  if (it == live_.end()) return;
+  Slot& slot = it->second;
+  --slot.segment->live;
+  slot.segment->live_bytes -= slot.bytes;
+  slot.segment = &segment;
+  slot.offset = at;
+  ++segment.live;
+  segment.live_bytes += slot.bytes;
+}
+
 namespace {
 void add_to(std::vector<Range>& ranges, Seq seq) {
   if (!ranges.empty() && ranges.back().end() == seq) {
@@ -202,12 +219,7 @@ base::Result<void> Journal::Impl::new_acks_locked() {
   auto file = create_locked(FileKind::kAcks, &batch);
   if (!file) return std::move(file).error();
   if (acks_) old_acks_.push_back({acks_->name, acks_->end});
-  acks_.emplace();
-  acks_->index = file->index;
-  acks_->name = std::move(file->name);
-  acks_->fd = std::move(file->fd);
-  acks_->salt = file->salt;
-  acks_->end = file->end;
+  acks_ = AckFile{file->index, std::move(file->name), std::move(file->fd), file->salt, file->end, true};
   acks_stale_ = false;
   return {};
 }

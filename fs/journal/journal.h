@@ -33,6 +33,7 @@ struct Damage {
   std::uint64_t offset = 0;     // of the first byte that makes no sense
   std::uint64_t bytes = 0;      // from there to its end
   std::uint64_t lost = 0;       // records known to be missing; 0: cannot be told
+  bool acks = false;            // it told acknowledgements: what the sandbox has may be replayed again
   std::string kept_as;          // what the file is called now; empty: it stayed
   std::string message() const;  // for a log or a person
 };
@@ -40,8 +41,8 @@ struct Damage {
 // What a journal holds.
 struct Contents {
   std::vector<Stored> records;  // not acknowledged, in order of seq
-  // Readable records behind a damaged place. They are not in `records`, since one before them is missing,
-  // and some may have been acknowledged. They stay in files named damaged-*, for a person to decide.
+  // Readable records behind a damaged place. They are not in `records`, since one before them is missing.
+  // They stay in files named damaged-*, for a person to decide.
   std::vector<Stored> aside;
   std::vector<Damage> damages;   // found now
   std::uint64_t lost = 0;        // records missing that were not acknowledged, in all

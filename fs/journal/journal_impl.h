@@ -102,6 +102,7 @@ class Journal::Impl {
   base::Result<Segment*> segment_for_locked(std::uint64_t bytes) REQUIRES(mu_);
   base::Result<void> put_locked(Batch& batch, std::uint64_t& at, Segment*& segment) REQUIRES(mu_);
   Labels::iterator label_locked(std::string_view label, std::uint64_t bytes) REQUIRES(mu_);
+  void move_slot_locked(Seq seq, Segment& segment, std::uint64_t at) REQUIRES(mu_);
   void drop_live_locked(std::map<Seq, Slot>::iterator it) REQUIRES(mu_);
   base::Result<void> write_acks_locked(std::span<const Range> ranges) REQUIRES(mu_);
   base::Result<void> new_acks_locked() REQUIRES(mu_);
@@ -127,7 +128,10 @@ class Journal::Impl {
   // recovery.cpp
   void take_over_locked(Loaded& loaded) REQUIRES(mu_);
   void cut_torn_locked(const Loaded& loaded) REQUIRES(mu_);
-  base::Result<void> carry_locked(const std::vector<const LoadedRecord*>& records) REQUIRES(mu_);
+  base::Result<void> carry(const std::vector<const LoadedRecord*>& records);
+  base::Result<void> sync_dir();
+  base::Result<void> keep_acks(Loaded& loaded, Seq from);
+  base::Result<void> keep_file(Loaded& loaded, const LoadedFile& file, std::uint64_t size, Seq from);
   base::Result<void> repair(Loaded& loaded);
   base::Result<void> put_aside(Loaded& loaded, const std::vector<bool>& bad, Seq from);
 

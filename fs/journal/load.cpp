@@ -12,6 +12,7 @@
 namespace nearbox::journal {
 namespace {
 
+constexpr std::string_view kAcksPrefix = "ack-";
 constexpr std::uint64_t kMaxFile = 2 * kMaxBytes;  // more in one file was never written by us
 
 std::string name_of(const char* prefix, std::uint64_t index) {
@@ -79,6 +80,22 @@ base::Result<std::optional<wire::Bytes>> read_file(Io& io, int dir_fd, const std
   return std::optional<wire::Bytes>(std::move(out));
 }
 
+// Adds what a record says to be acknowledged; the number it says would be given next.
+Seq take_acknowledged(SeqSet& set, const Found& found) {
+  if (found.type == RecordType::kAcks) {
+    const auto ranges = decode_acks(found.payload);
+    for (const auto& range : ranges.value_or(std::vector<Range>())) set.add(range.first, range.end());
+  }
+  if (found.type != RecordType::kSnapshot) return 0;
+  const auto snapshot = decode_snapshot(found.payload);
+  if (!snapshot) return 0;
+  SeqSet live;
+  for (const auto& range : snapshot->live) live.add(range.first, range.end());
+  live.settle();
+  for (const auto& gap : live.gaps(1, snapshot->next)) set.add(gap.first, gap.end);
+  return snapshot->next;
+}
+
 class Loader {
  public:
   Loader(Io& io, int dir_fd, const std::string& dir)
@@ -101,7 +118,7 @@ class Loader {
   void take_segment(Opened&& opened, std::size_t position);
   bool take_record(const Found& found, std::size_t file);
   void judge();
-  std::uint64_t judge_damaged(std::size_t i, Seq from, const std::vector<SeqSet::Span>& missing);
+  std::uint64_t judge_damaged(std::size_t i, Seq from, const std::vector<SeqSet::Span>& gaps);
   void tell_gap(std::uint64_t lost);
   base::Result<void> note_aside(const std::string& name);
   void report(LoadedFile& file, std::uint64_t lost);
@@ -147,6 +164,7 @@ void Loader::report(LoadedFile& file, std::uint64_t lost) {
   damage.offset = file.end;
   damage.bytes = file.size - std::min<std::uint64_t>(file.end, file.size);
   damage.lost = lost;
+  damage.acks = file.name.starts_with(kAcksPrefix);
   out_.damages.push_back(std::move(damage));
 }
 
@@ -154,24 +172,13 @@ void Loader::take_acks(LoadedFile& file, const Scan& scanned) {
   auto found = scanned.records;
   found.insert(found.end(), scanned.after.begin(), scanned.after.end());
   for (const auto& record : found) {
-    if (record.type == RecordType::kSnapshot) {
-      const auto snapshot = decode_snapshot(record.payload);
-      if (!snapshot) continue;
-      SeqSet live;
-      for (const auto& range : snapshot->live) live.add(range.first, range.end());
-      live.settle();
-      for (const auto& gap : live.gaps(1, snapshot->next)) out_.acknowledged.add(gap.first, gap.end);
-      out_.next_seq = std::max(out_.next_seq, snapshot->next);
-    } else if (record.type == RecordType::kAcks) {
-      const auto ranges = decode_acks(record.payload);
-      if (!ranges) continue;
-      for (const auto& range : *ranges) out_.acknowledged.add(range.first, range.end());
-    }
+    out_.next_seq = std::max(out_.next_seq, take_acknowledged(out_.acknowledged, record));
   }
   file.end = scanned.end;
   file.tail = scanned.tail;
   if (scanned.tail != Tail::kDamaged) return;
-  out_.acks_uncertain = true;
+  // An end alone is what a loss of power takes: no file was removed on the strength of it.
+  if (!scanned.after.empty()) out_.acks_uncertain = true;
   report(file, 0);
 }
 
@@ -256,29 +263,35 @@ void Loader::judge() {
   out_.next_seq = std::max(out_.next_seq, out_.acknowledged.end());
   // A file is removed only when the acknowledgements of its records are on the disk. So where they are
   // missing although the beginning is gone, they were lost, and nothing can be said of what is not here.
-  const bool begins = !out_.segments.empty() && out_.segments.front().state == HeaderState::kGood &&
-                      out_.segments.front().header.next_seq == 1;
-  if (!out_.current_acks && !out_.segments.empty() && !begins) out_.acks_uncertain = true;
-  seen_.settle();
-  std::vector<SeqSet::Span> missing;
-  for (const auto& gap : seen_.gaps(1, out_.next_seq)) {
-    for (const auto& part : out_.acknowledged.gaps(gap.first, gap.end)) missing.push_back(part);
+  const auto first = std::find_if(out_.segments.begin(), out_.segments.end(),
+                                  [](const LoadedFile& file) { return file.state == HeaderState::kGood; });
+  const bool begins = first == out_.segments.end() || first->header.next_seq == 1;
+  if (!out_.current_acks && !begins && !out_.acks_uncertain) {
+    out_.acks_uncertain = true;
+    out_.damages.emplace_back().acks = true;
   }
-  if (out_.acks_uncertain) missing.clear();
-  for (const auto& part : missing) out_.lost += part.end - part.first;
-  if (!missing.empty()) out_.missing = missing.front().first;
+  seen_.settle();
+  std::vector<SeqSet::Span> gaps;
+  for (const auto& gap : seen_.gaps(1, out_.next_seq)) {
+    for (const auto& part : out_.acknowledged.gaps(gap.first, gap.end)) gaps.push_back(part);
+  }
+  // Where acknowledgements cannot be read, what is not here may have been one of them.
+  if (!out_.acks_uncertain) {
+    for (const auto& part : gaps) out_.lost += part.end - part.first;
+    if (!gaps.empty()) out_.missing = gaps.front().first;
+  }
   std::uint64_t told = 0;
   Seq from = 1;
   for (std::size_t i = 0; i < out_.segments.size(); ++i) {
     if (last_new_[i] != 0) from = last_new_[i];
-    if (out_.segments[i].tail == Tail::kDamaged) told += judge_damaged(i, from, missing);
+    if (out_.segments[i].tail == Tail::kDamaged) told += judge_damaged(i, from, gaps);
   }
   if (told < out_.lost) tell_gap(out_.lost - told);
 }
 
 // Damage does no harm where a later file tells which numbers were given before it, and all are accounted
-// for. It answers how many are lost with it.
-std::uint64_t Loader::judge_damaged(std::size_t i, Seq from, const std::vector<SeqSet::Span>& missing) {
+// for. It answers how many are not.
+std::uint64_t Loader::judge_damaged(std::size_t i, Seq from, const std::vector<SeqSet::Span>& gaps) {
   auto& file = out_.segments[i];
   const auto later =
       std::find_if(out_.segments.begin() + static_cast<std::ptrdiff_t>(i) + 1, out_.segments.end(),
@@ -286,14 +299,17 @@ std::uint64_t Loader::judge_damaged(std::size_t i, Seq from, const std::vector<S
   const bool bounded = later != out_.segments.end();
   const Seq until = bounded ? later->header.next_seq : out_.next_seq;
   std::uint64_t lost = 0;
-  for (const auto& part : missing) {
+  for (const auto& part : gaps) {
     const Seq first = std::max(part.first, from);
     const Seq end = std::min(part.end, until);
     if (first < end) lost += end - first;
   }
-  file.harmful = !bounded || lost != 0 || out_.acks_uncertain || out_.missing != 0;
+  file.harmful = !bounded || lost != 0 || out_.missing != 0;
   if (!file.harmful) return 0;
-  if (out_.acks_uncertain && (out_.missing == 0 || from < out_.missing)) out_.missing = from;
+  if (out_.acks_uncertain && lost != 0) {
+    out_.lost += lost;
+    if (out_.missing == 0 || from < out_.missing) out_.missing = from;
+  }
   report(file, lost);
   return lost;
 }
@@ -325,7 +341,7 @@ base::Result<Loaded> Loader::run() {
   std::vector<std::uint64_t> acks;
   for (const auto& name : *names) {
     if (const auto segment = whole_index(name, "seg-")) segments.push_back(*segment);
-    if (const auto ack = whole_index(name, "ack-")) acks.push_back(*ack);
+    if (const auto ack = whole_index(name, kAcksPrefix)) acks.push_back(*ack);
     if (const auto damaged = index_in(name, "damaged-")) {
       if (auto noted = note_aside(name); !noted) return std::move(noted).error().during("journal " + dir_);
       out_.next_index = std::max(out_.next_index, *damaged + 1);
@@ -396,8 +412,28 @@ base::Result<Loaded> load(Io& io, int dir_fd, const std::string& dir) {
   return Loader(io, dir_fd, dir).run();
 }
 
-base::Result<std::vector<Stored>> load_aside(Io& io, int dir_fd, const std::vector<AsideFile>& files) {
+namespace {
+
+struct Aside {
+  SeqSet acknowledged;
   std::map<Seq, Stored> records;
+};
+
+void take_aside(Aside& aside, const Found& found, Seq from) {
+  if (found.type == RecordType::kNew || found.type == RecordType::kMoved) {
+    auto stored = found.seq < from ? std::nullopt : decode_record(found.payload);
+    if (!stored) return;
+    stored->seq = found.seq;
+    aside.records.insert_or_assign(found.seq, std::move(*stored));
+  } else {
+    (void)take_acknowledged(aside.acknowledged, found);
+  }
+}
+
+}  // namespace
+
+base::Result<std::vector<Stored>> load_aside(Io& io, int dir_fd, const std::vector<AsideFile>& files) {
+  std::map<Seq, Aside> asides;  // by the first number: the files of one gap
   for (const auto& [name, size] : files) {
     const auto from = damaged_from(name);
     if (!from) continue;
@@ -405,21 +441,19 @@ base::Result<std::vector<Stored>> load_aside(Io& io, int dir_fd, const std::vect
     if (!bytes) return std::move(bytes).error();
     if (!bytes->has_value()) continue;
     const auto header = decode_header(**bytes);
-    if (header.state != HeaderState::kGood || header.header.kind != FileKind::kSegment) continue;
+    if (header.state != HeaderState::kGood) continue;
     const auto scanned = scan(**bytes, header.header);
-    for (const auto* list : {&scanned.records, &scanned.after}) {
-      for (const auto& found : *list) {
-        if (found.seq < *from || found.type > RecordType::kMoved) continue;
-        auto stored = decode_record(found.payload);
-        if (!stored) continue;
-        stored->seq = found.seq;
-        records.insert_or_assign(found.seq, std::move(*stored));
-      }
-    }
+    Aside& aside = asides[*from];
+    for (const auto& found : scanned.records) take_aside(aside, found, *from);
+    for (const auto& found : scanned.after) take_aside(aside, found, *from);
   }
   std::vector<Stored> out;
-  out.reserve(records.size());
-  for (auto& [seq, stored] : records) out.push_back(std::move(stored));
+  for (auto& [from, aside] : asides) {
+    aside.acknowledged.settle();
+    for (auto& [seq, stored] : aside.records) {
+      if (!aside.acknowledged.contains(seq)) out.push_back(std::move(stored));
+    }
+  }
   return out;
 }
 

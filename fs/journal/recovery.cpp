@@ -106,95 +106,127 @@ void Journal::Impl::cut_torn_locked(const Loaded& loaded) {
   }
 }
 
-// Copies into new segments what is good in files that are about to leave.
-base::Result<void> Journal::Impl::carry_locked(const std::vector<const LoadedRecord*>& records) {
-  for (const auto* record : records) {
-    std::vector<Part> parts;
-    for (const auto& part : record->stored.parts) parts.push_back({part.kind, part.bytes});
-    Batch batch;
-    add_record(batch, RecordType::kMoved, record->stored.seq,
-               {record->stored.order, record->stored.label, record->stored.root, record->stored.op, parts});
-    std::uint64_t at = 0;
-    Segment* segment = nullptr;
-    if (auto put = put_locked(batch, at, segment); !put) return put;
-    Slot& slot = live_.at(record->stored.seq);
-    --slot.segment->live, slot.segment->live_bytes -= slot.bytes;
-    slot.segment = segment, slot.offset = at;
-    ++segment->live, segment->live_bytes += slot.bytes;
+// Copies into new segments what is good in files that are about to leave. No acknowledgements are written
+// here: a snapshot would say of what lies behind the gap that it was dealt with.
+base::Result<void> Journal::Impl::carry(const std::vector<const LoadedRecord*>& records) {
+  std::vector<Fd> written;
+  {
+    MutexLock lock(mu_);
+    acks_stale_ = false;
+    for (const auto* record : records) {
+      std::vector<Part> parts;
+      for (const auto& part : record->stored.parts) parts.push_back({part.kind, part.bytes});
+      Batch batch;
+      add_record(batch, RecordType::kMoved, record->stored.seq,
+                 {record->stored.order, record->stored.label, record->stored.root, record->stored.op, parts});
+      std::uint64_t at = 0;
+      Segment* segment = nullptr;
+      if (auto put = put_locked(batch, at, segment); !put) return put;
+      if (written.empty() || written.back() != segment->fd) written.push_back(segment->fd);
+      move_slot_locked(record->stored.seq, *segment, at);
+    }
+    active_ = nullptr;
   }
+  for (const auto& fd : written) {
+    if (io_.fdatasync(fd->get()) != 0) return base::last_errno("sync the journal " + dir_);
+  }
+  return written.empty() ? base::Result<void>() : sync_dir();
+}
+
+base::Result<void> Journal::Impl::sync_dir() {
+  if (io_.fsync(dir_fd_.get()) != 0) return base::last_errno("sync the journal " + dir_);
+  return {};
+}
+
+base::Result<void> Journal::Impl::keep_file(Loaded& loaded, const LoadedFile& file, std::uint64_t size,
+                                            Seq from) {
+  OldFile kept{damaged_name(file.index, from), size};
+  if (io_.renameat(dir_fd_.get(), file.name.c_str(), kept.name.c_str()) != 0) {
+    return base::last_errno("put " + dir_ + "/" + file.name + " aside");
+  }
+  for (auto& damage : loaded.damages) {
+    if (damage.file == file.name) damage.kept_as = kept.name;
+  }
+  loaded.aside.push_back({kept.name, kept.bytes});
+  MutexLock lock(mu_);
+  aside_.push_back(std::move(kept));
+  return {};
+}
+
+// A copy of what is known to be acknowledged, for whoever reads the files of this gap later. It is renamed
+// when it is complete, and never replaced: later ones know less.
+base::Result<void> Journal::Impl::keep_acks(Loaded& loaded, Seq from) {
+  OldFile kept{damaged_name(0, from), 0};
+  for (const auto& file : loaded.aside) {
+    if (file.name == kept.name) return {};
+  }
+  std::vector<Range> open;
+  for (const auto& gap : loaded.acknowledged.gaps(1, loaded.next_seq)) {
+    open.push_back({gap.first, static_cast<std::uint32_t>(gap.end - gap.first)});
+  }
+  Batch batch;
+  add_snapshot(batch, loaded.next_seq, open);
+  MutexLock lock(mu_);
+  kept.bytes = kFileHeaderBytes + batch.bytes();
+  if (open.size() > kMaxRanges || disk_ + kept.bytes > options_.max_bytes) return {};
+  auto file = create_locked(FileKind::kAcks, &batch);
+  if (!file) return std::move(file).error();
+  if (io_.fdatasync(file->fd->get()) != 0 ||
+      io_.renameat(dir_fd_.get(), file->name.c_str(), kept.name.c_str()) != 0) {
+    return base::last_errno("put " + dir_ + "/" + file->name + " aside");
+  }
+  loaded.aside.push_back({kept.name, kept.bytes});
+  aside_.push_back(std::move(kept));
   return {};
 }
 
 // Newest first: while the oldest one is there, whoever opens the journal after a crash in between sees the
 // same gap. The snapshot comes last: it says that the gap was dealt with.
 base::Result<void> Journal::Impl::put_aside(Loaded& loaded, const std::vector<bool>& bad, Seq from) {
-  const auto keep = [&](const LoadedFile& file) -> base::Result<void> {
-    OldFile kept{damaged_name(file.index, from), file.size};
-    {
-      MutexLock lock(mu_);
-      const auto it = segments_.find(file.index);
-      if (it != segments_.end()) kept.bytes = it->second.end;
-    }
-    if (io_.renameat(dir_fd_.get(), file.name.c_str(), kept.name.c_str()) != 0) {
-      return base::last_errno("put " + dir_ + "/" + file.name + " aside");
-    }
-    for (auto& damage : loaded.damages) {
-      if (damage.file == file.name) damage.kept_as = kept.name;
-    }
-    loaded.aside.push_back({kept.name, kept.bytes});
-    MutexLock lock(mu_);
-    aside_.push_back(std::move(kept));
-    return {};
-  };
+  if (std::find(bad.begin(), bad.end(), true) != bad.end()) {
+    if (auto kept = keep_acks(loaded, from); !kept) return kept;
+  }
   for (std::size_t i = loaded.segments.size(); i-- > 0;) {
     if (!bad[i]) continue;
     const auto& file = loaded.segments[i];
-    if (auto kept = keep(file); !kept) return kept;
-    MutexLock lock(mu_);
-    segments_.erase(file.index);
+    std::uint64_t size = 0;
+    {
+      MutexLock lock(mu_);
+      size = segments_.at(file.index).end;
+      segments_.erase(file.index);
+    }
+    if (auto kept = keep_file(loaded, file, size, from); !kept) return kept;
   }
+  if (auto synced = sync_dir(); !synced) return synced;
+  const auto damaged = [&](const std::string& name) {
+    return std::any_of(loaded.damages.begin(), loaded.damages.end(),
+                       [&](const Damage& damage) { return damage.file == name; });
+  };
   {
     MutexLock lock(mu_);
-    dir_dirty_ = true;
     acks_stale_ = true;
-    // The old ones stay until the new one is durable, and a damaged one beyond that.
-    std::erase_if(old_acks_, [&](const OldFile& old) {
-      return std::any_of(loaded.damages.begin(), loaded.damages.end(),
-                         [&](const Damage& damage) { return damage.file == old.name; });
-    });
+    std::erase_if(old_acks_, [&](const OldFile& old) { return damaged(old.name); });
   }
   if (auto passed = pass(); !passed) return passed;
   for (const auto& file : loaded.acks) {
-    const bool damaged = std::any_of(loaded.damages.begin(), loaded.damages.end(),
-                                     [&](const Damage& damage) { return damage.file == file.name; });
-    if (!damaged) continue;
-    if (auto kept = keep(file); !kept) return kept;
+    if (!damaged(file.name)) continue;
+    if (auto kept = keep_file(loaded, file, file.size, from); !kept) return kept;
   }
   return {};
 }
 
 base::Result<void> Journal::Impl::repair(Loaded& loaded) {
+  if (loaded.missing == 0 && loaded.damages.empty()) return {};
   std::vector<bool> bad(loaded.segments.size());
-  bool any = loaded.missing != 0 || !loaded.damages.empty();
-  for (std::size_t i = 0; i < bad.size(); ++i) {
-    bad[i] = loaded.segments[i].harmful;
-    any = any || bad[i];
-  }
-  if (!any) return {};
-  std::vector<const LoadedRecord*> carried;
+  for (std::size_t i = 0; i < bad.size(); ++i) bad[i] = loaded.segments[i].harmful;
   for (const auto& [seq, record] : loaded.records) {
     if (behind_gap(loaded, seq)) bad[record.file] = true;
   }
+  std::vector<const LoadedRecord*> carried;
   for (const auto& [seq, record] : loaded.records) {
     if (bad[record.file] && !behind_gap(loaded, seq)) carried.push_back(&record);
   }
-  {
-    MutexLock lock(mu_);
-    if (auto done = carry_locked(carried); !done) return done;
-  }
-  if (!carried.empty()) {
-    if (auto passed = pass(); !passed) return passed;
-  }
+  if (auto done = carry(carried); !done) return done;
   return put_aside(loaded, bad, loaded.missing != 0 ? loaded.missing : loaded.next_seq);
 }
 
@@ -253,6 +285,9 @@ base::Result<Contents> Journal::list(const std::string& dir, Io* given) {
   contents.disk_bytes = loaded->disk_bytes;
   contents.aside.insert(contents.aside.begin(), std::make_move_iterator(aside->begin()),
                         std::make_move_iterator(aside->end()));
+  // Some of them may be under either name, when somebody died putting them aside.
+  std::sort(contents.aside.begin(), contents.aside.end(),
+            [](const Stored& a, const Stored& b) { return a.seq < b.seq; });
   return contents;
 }
 

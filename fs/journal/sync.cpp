@@ -265,13 +265,7 @@ base::Result<void> Journal::Impl::move_some(const Fd& fd, std::uint64_t salt,
   }
   if (auto put = put_locked(batch, at, segment); !put) return put;
   for (const auto& [seq, slot] : slots) {
-    const auto it = live_.find(seq);
-    if (it != live_.end()) {  // else acknowledged meanwhile
-      Slot& now = it->second;
-      --now.segment->live, now.segment->live_bytes -= now.bytes;
-      now.segment = segment, now.offset = at;
-      ++segment->live, segment->live_bytes += now.bytes;
-    }
+    move_slot_locked(seq, *segment, at);
     at += slot.bytes;
   }
   return {};
