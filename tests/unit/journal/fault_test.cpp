@@ -324,14 +324,57 @@ TEST(JournalFaults, AFullDisk) {
   EXPECT_TRUE(files(dir / "j", "seg-").empty());
   EXPECT_TRUE(journal.needs_sync());
   EXPECT_FALSE(append_one(journal, 102));
+  // The first segment that is made again comes after a record of what was acknowledged: else those that
+  // were removed would be missed.
   io.full = false;
+  ASSERT_TRUE(append_one(journal, 103));
+  EXPECT_EQ(orders(Journal::list(dir / "j")->records), (std::vector<std::uint64_t>{103}));
+  EXPECT_EQ(Journal::list(dir / "j")->lost, 0U);
   EXPECT_TRUE(journal.sync(soon()));
   EXPECT_FALSE(journal.needs_sync());
-  ASSERT_TRUE(append_one(journal, 103));
   opened.journal.reset();
   opened = must_open(dir / "j", options);
   EXPECT_EQ(orders(opened.contents.records), (std::vector<std::uint64_t>{103}));
   EXPECT_TRUE(opened.contents.damages.empty());
+}
+
+// A write that got half way and cannot be cut off again: what follows goes elsewhere, and is no damage.
+TEST(JournalFaults, ATornWriteThatCannotBeCut) {
+  class TearingIo : public QuickIo {
+   public:
+    ssize_t pwritev(int fd, const iovec* iov, int count, off_t at) override {
+      if (!tear) return Io::pwritev(fd, iov, count, at);
+      if (std::exchange(torn_, true)) {
+        errno = EIO;
+        return -1;
+      }
+      return ::pwrite(fd, iov[0].iov_base, iov[0].iov_len / 2, at);
+    }
+    int ftruncate(int fd, off_t size) override {
+      errno = EIO;
+      return tear ? -1 : Io::ftruncate(fd, size);
+    }
+    bool tear = false;
+
+   private:
+    bool torn_ = false;
+  } io;
+  const TempDir dir;
+  Options options;
+  options.io = &io;
+  auto opened = must_open(dir / "j", options);
+  ASSERT_TRUE(append_one(*opened.journal, 1));
+  io.tear = true;
+  EXPECT_FALSE(append_one(*opened.journal, 2, 5000));
+  io.tear = false;
+  ASSERT_TRUE(append_one(*opened.journal, 3));
+  ASSERT_TRUE(append_one(*opened.journal, 4));
+  EXPECT_GE(opened.journal->stats().disk_bytes, disk_bytes(dir / "j"));
+  opened.journal.reset();
+  opened = must_open(dir / "j", options);
+  EXPECT_EQ(orders(opened.contents.records), (std::vector<std::uint64_t>{1, 3, 4}));
+  EXPECT_TRUE(opened.contents.damages.empty());
+  EXPECT_GT(opened.contents.torn_bytes, 1000U);
 }
 
 // Putting a damaged file aside, interrupted at each call: the next one finishes it, and no record is in
