@@ -166,16 +166,22 @@ base::Result<void> Journal::Impl::keep_acks(Loaded& loaded, Seq from) {
   }
   Batch batch;
   add_snapshot(batch, loaded.next_seq, open);
-  MutexLock lock(mu_);
   kept.bytes = kFileHeaderBytes + batch.bytes();
-  if (open.size() > kMaxRanges || disk_ + kept.bytes > options_.max_bytes) return {};
-  auto file = create_locked(FileKind::kAcks, &batch);
-  if (!file) return std::move(file).error();
-  if (io_.fdatasync(file->fd->get()) != 0 ||
-      io_.renameat(dir_fd_.get(), file->name.c_str(), kept.name.c_str()) != 0) {
-    return base::last_errno("put " + dir_ + "/" + file->name + " aside");
+  NewFile file;
+  {
+    MutexLock lock(mu_);
+    // Without it the same records are told, and acknowledged ones among them.
+    if (open.size() > kMaxRanges || disk_ + kept.bytes > options_.max_bytes) return {};
+    auto made = create_locked(FileKind::kAcks, &batch);
+    if (!made) return std::move(made).error();
+    file = std::move(*made);
+  }
+  if (io_.fdatasync(file.fd->get()) != 0 ||
+      io_.renameat(dir_fd_.get(), file.name.c_str(), kept.name.c_str()) != 0) {
+    return base::last_errno("put " + dir_ + "/" + file.name + " aside");
   }
   loaded.aside.push_back({kept.name, kept.bytes});
+  MutexLock lock(mu_);
   aside_.push_back(std::move(kept));
   return {};
 }
