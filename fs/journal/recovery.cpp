@@ -263,7 +263,10 @@ base::Result<Journal::Opened> Journal::open(const std::string& dir, const Option
   if (!lock_fd) return std::move(lock_fd).error();
   auto loaded = load(io, dir_fd->get(), dir);
   if (!loaded) return std::move(loaded).error();
-  auto impl = std::make_unique<Impl>(io, dir, options, std::move(*dir_fd), std::move(*lock_fd));
+  Options within = options;
+  within.max_records = std::min(within.max_records, kMaxRecords);
+  within.segment_bytes = std::min(within.segment_bytes, kSegmentBytes);
+  auto impl = std::make_unique<Impl>(io, dir, within, std::move(*dir_fd), std::move(*lock_fd));
   auto contents = impl->adopt(std::move(*loaded));
   if (!contents) return std::move(contents).error();
   Opened out;

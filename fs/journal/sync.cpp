@@ -11,6 +11,10 @@ namespace nearbox::journal {
 using base::MutexLock;
 using Clock = std::chrono::steady_clock;
 
+namespace {
+bool disk_full(const base::Error& error) { return error.as_errno() == ENOSPC || error.as_errno() == EDQUOT; }
+}  // namespace
+
 base::Result<void> Journal::Impl::sync(Clock::time_point deadline) {
   {
     MutexLock lock(mu_);
@@ -63,7 +67,7 @@ base::Result<void> Journal::Impl::pass() {
   auto begun = pass_begin(pass);
   auto flushed = pass_flush(pass);
   if (!flushed) return flushed;
-  if (begun || begun.error().as_errno() == ENOSPC) pass_end(pass);
+  if (begun || disk_full(begun.error())) pass_end(pass);
   return begun;
 }
 
@@ -99,7 +103,7 @@ base::Result<void> Journal::Impl::pass_begin(Pass& pass) {
   if (acks_stale_ || (dead && !acks_)) {
     acks_stale_ = true;
     result = new_acks_locked();
-    if (!result && result.error().as_errno() == ENOSPC) empty_for_lack_of_acks_locked(pass);
+    if (!result && disk_full(result.error())) empty_for_lack_of_acks_locked(pass);
   }
   for (auto& [index, segment] : segments_) {
     if (result && dead_locked(segment)) pass.dead.push_back(index);
@@ -201,9 +205,11 @@ std::uint64_t Journal::Impl::worth_moving_locked() const {
     if (best == nullptr || segment.live_bytes < best->live_bytes) best = &segment;
   }
   const bool wasteful = total - live >= options_.segment_bytes && (total - live) * 2 >= total;
-  if (best == nullptr || (!wasteful && segments_.size() < kManySegments)) return 0;
-  if (segments_.size() < kManySegments && best->live_bytes * 2 > best->end) return 0;
-  if (disk_ + best->live_bytes + 2 * kFileHeaderBytes > options_.max_bytes) return 0;
+  const bool many = segments_.size() >= kManySegments;
+  if (best == nullptr) return 0;
+  const bool worth = (wasteful && best->live_bytes * 2 <= best->end) ||
+                     (many && best->live_bytes * 2 <= options_.segment_bytes);
+  if (!worth || disk_ + best->live_bytes + 2 * kFileHeaderBytes > options_.max_bytes) return 0;
   return best->index;
 }
 

@@ -233,6 +233,25 @@ TEST(Journal, EmptiesSegmentsThatHoldLittle) {
   EXPECT_TRUE(opened.contents.damages.empty());
 }
 
+// Each start begins a file of its own; what stays in them is joined.
+TEST(Journal, ManyStartsLeaveFewFiles) {
+  const TempDir dir;
+  QuickIo quick;
+  Options options;
+  options.io = &quick;
+  std::vector<std::uint64_t> kept;
+  for (std::uint64_t i = 1; i <= 200; ++i) {
+    auto opened = must_open(dir / "j", options);
+    ASSERT_TRUE(append_one(*opened.journal, i));
+    kept.push_back(i);
+    if (i % 2 == 0) {
+      ASSERT_TRUE(opened.journal->sync(soon()));
+    }
+  }
+  EXPECT_LT(files(dir / "j", "").size(), 60U);
+  EXPECT_EQ(orders(Journal::list(dir / "j")->records), kept);
+}
+
 TEST(Journal, ManyThreads) {
   const TempDir dir;
   Options options;

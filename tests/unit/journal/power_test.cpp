@@ -214,20 +214,20 @@ Verdict many_lives(int lives, int fail_every) {
 }
 
 TEST(JournalPower, WhatWasSyncedIsThere) {
-  const auto all = many_lives(1000, 0);
+  const auto all = many_lives(400, 0);
   EXPECT_EQ(all.lost, 0);
   EXPECT_EQ(all.repeated, 0);
   EXPECT_EQ(all.wrong, 0);
-  EXPECT_GT(all.synced, 10000U);
+  EXPECT_GT(all.synced, 4000U);
 }
 
 // A sync that failed takes pages with it; the one that succeeds afterwards has written them elsewhere.
 TEST(JournalPower, AFailedSyncIsNoLoss) {
-  const auto all = many_lives(1000, 6);
+  const auto all = many_lives(400, 6);
   EXPECT_EQ(all.lost, 0);
   EXPECT_EQ(all.repeated, 0);
   EXPECT_EQ(all.wrong, 0);
-  EXPECT_GT(all.synced, 10000U);
+  EXPECT_GT(all.synced, 4000U);
 }
 
 // Without the system calls the same lives lose what was promised.
