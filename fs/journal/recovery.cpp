@@ -186,13 +186,13 @@ base::Result<void> Journal::Impl::keep_acks(Loaded& loaded, Seq from) {
   return {};
 }
 
-// Newest first: while the oldest one is there, whoever opens the journal after a crash in between sees the
-// same gap. The snapshot comes last: it says that the gap was dealt with.
+// Whoever opens the journal after a crash in between sees the same gap: numbers stay missing until the
+// snapshot, which therefore comes last, says that the gap was dealt with.
 base::Result<void> Journal::Impl::put_aside(Loaded& loaded, const std::vector<bool>& bad, Seq from) {
   if (std::find(bad.begin(), bad.end(), true) != bad.end()) {
     if (auto kept = keep_acks(loaded, from); !kept) return kept;
   }
-  for (std::size_t i = loaded.segments.size(); i-- > 0;) {
+  for (std::size_t i = 0; i < loaded.segments.size(); ++i) {
     if (!bad[i]) continue;
     const auto& file = loaded.segments[i];
     std::uint64_t size = 0;

@@ -97,11 +97,8 @@ base::Result<Journal::Impl::Fd> Journal::Impl::fd_locked(Segment& segment) {
 base::Result<void> Journal::Impl::pass_begin(Pass& pass) {
   MutexLock lock(mu_);
   trim_locked();
-  bool dead = false;
-  for (const auto& [index, segment] : segments_) dead = dead || dead_locked(segment);
   base::Result<void> result;
-  if (acks_stale_ || (dead && !acks_)) {
-    acks_stale_ = true;
+  if (acks_stale_) {
     result = new_acks_locked();
     if (!result && disk_full(result.error())) empty_for_lack_of_acks_locked(pass);
   }
