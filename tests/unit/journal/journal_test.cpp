@@ -5,6 +5,7 @@
 
 #include <xxhash.h>
 
+#include "client/base/mutex.h"
 #include "fs/journal/format.h"
 #include "tests/unit/journal/journal_test_util.h"
 
@@ -231,6 +232,58 @@ TEST(Journal, EmptiesSegmentsThatHoldLittle) {
   opened = must_open(dir / "j", options);
   EXPECT_EQ(orders(opened.contents.records), kept);
   EXPECT_TRUE(opened.contents.damages.empty());
+}
+
+// A disk that takes its time holds nobody up but who waits for it.
+TEST(Journal, NothingWaitsForASyncButASync) {
+  class SlowIo : public QuickIo {
+   public:
+    int fdatasync(int /*fd*/) override {
+      base::MutexLock lock(mu_);
+      in_ = true;
+      changed_.notify_all();
+      while (!open_ && std::chrono::steady_clock::now() < deadline_)
+        (void)changed_.wait_until(mu_, deadline_);
+      return 0;
+    }
+    bool wait_in() {
+      base::MutexLock lock(mu_);
+      while (!in_ && std::chrono::steady_clock::now() < deadline_) (void)changed_.wait_until(mu_, deadline_);
+      return in_;
+    }
+    void open() {
+      base::MutexLock lock(mu_);
+      open_ = true;
+      changed_.notify_all();
+    }
+
+   private:
+    const std::chrono::steady_clock::time_point deadline_ = soon();
+    base::Mutex mu_;
+    base::CondVar changed_;
+    bool in_ GUARDED_BY(mu_) = false;
+    bool open_ GUARDED_BY(mu_) = false;
+  } io;
+  const TempDir dir;
+  Options options;
+  options.io = &io;
+  auto opened = must_open(dir / "j", options);
+  auto& journal = *opened.journal;
+  ASSERT_TRUE(append_one(journal, 1));
+  {
+    std::jthread syncer([&] { EXPECT_TRUE(journal.sync(soon())); });
+    EXPECT_TRUE(io.wait_in());
+    EXPECT_TRUE(append_one(journal, 2));
+    EXPECT_TRUE(ack(journal, {1}));
+    EXPECT_EQ(journal.stats().records, 1U);
+    EXPECT_TRUE(journal.needs_sync());
+    const auto second = journal.sync(std::chrono::steady_clock::now());
+    EXPECT_EQ(second ? 0 : second.error().as_errno(), ETIMEDOUT);
+    io.open();
+  }
+  EXPECT_TRUE(journal.needs_sync()) << "what came meanwhile is another sync's";
+  EXPECT_TRUE(journal.sync(soon()));
+  EXPECT_FALSE(journal.needs_sync());
 }
 
 // Each start begins a file of its own; what stays in them is joined.
