@@ -8,7 +8,9 @@
 
 #include "client/channel/frame.h"
 #include "client/channel/websocket.h"
+#include "client/wire/operations.h"
 #include "client/wire/tree.h"
+#include "fs/journal/format.h"
 #include "tests/fuzz/all_messages.h"
 #include "tools/sandbox_server/envelope.h"
 
@@ -167,6 +169,58 @@ void tree() {
   put("tree", "several", several);
 }
 
+wire::Bytes journal_file(char mode, journal::FileKind kind, journal::Batch& batch) {
+  const journal::FileHeader header{kind, 0x5a17, 3, 41};
+  batch.seal(header.salt, header.next_seq);
+  wire::Bytes out{static_cast<std::byte>(mode)};
+  const auto head = journal::encode_header(header);
+  out.insert(out.end(), head.begin(), head.end());
+  for (const auto& piece : batch.iov()) {
+    const auto* const at = static_cast<const std::byte*>(piece.iov_base);
+    out.insert(out.end(), at, at + piece.iov_len);
+  }
+  return out;
+}
+
+void journal_files() {
+  wire::Op op;
+  op.op_id = 41;
+  op.kind = wire::OpKind::kWrite;
+  op.path = "dir/a";
+  op.data.assign(20, std::byte{1});
+  const auto encoded = wire::encode(op);
+  const wire::Bytes before(10, std::byte{2});
+  const std::vector<journal::Part> parts = {{1, before}, {2, {}}};
+  const journal::Record record{7, "/mnt/box", "/home/user", encoded, parts};
+  for (const char mode : {'\0', '\1'}) {
+    journal::Batch records;
+    journal::add_record(records, journal::RecordType::kNew, 0, record);
+    journal::add_record(records, journal::RecordType::kNew, 0, {8, "", "/", {}, {}});
+    journal::add_record(records, journal::RecordType::kMoved, 12, record);
+    put("journal", mode == '\0' ? "segment" : "segment-unchecked",
+        journal_file(mode, journal::FileKind::kSegment, records));
+    journal::Batch acks;
+    const std::vector<journal::Range> ranges = {{5, 2}, {12, 1}};
+    journal::add_snapshot(acks, 41, ranges);
+    put("journal", mode == '\0' ? "acks" : "acks-unchecked",
+        journal_file(mode, journal::FileKind::kAcks, acks));
+  }
+  const auto payload = [](journal::Batch& batch) {
+    auto out = journal_file(2, journal::FileKind::kSegment, batch);
+    const auto skipped = journal::kFileHeaderBytes + journal::kRecordHeaderBytes;
+    out.erase(out.begin() + 1, out.begin() + 1 + static_cast<std::ptrdiff_t>(skipped));
+    return out;
+  };
+  journal::Batch one, two, three;
+  journal::add_record(one, journal::RecordType::kNew, 0, record);
+  put("journal", "record", payload(one));
+  const std::vector<journal::Range> ranges = {{1, 4}, {9, 1}, {11, 30}};
+  journal::add_acks(two, ranges);
+  put("journal", "ranges", payload(two));
+  journal::add_snapshot(three, 41, ranges);
+  put("journal", "snapshot", payload(three));
+}
+
 void server() {
   using sandbox_server::encode_envelope;
   put("envelope", "stream",
@@ -192,6 +246,7 @@ int main(int argc, char** argv) {
   websocket();
   upgrade();
   tree();
+  journal_files();
   server();
   return 0;
 }
