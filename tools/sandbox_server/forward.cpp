@@ -49,8 +49,9 @@ bool readable(int fd) {
 // One forwarded request.
 class Forwarder {
  public:
-  Forwarder(Exchange& exchange, base::UniqueFd upstream)
+  Forwarder(Exchange& exchange, base::UniqueFd upstream, std::function<bool()> begins)
       : exchange_(exchange),
+        begins_(std::move(begins)),
         client_(exchange.stream()),
         upstream_(std::move(upstream), client_.stop_fd()),
         reader_(ResponseReader::make(upstream_, exchange.head().method == "HEAD")) {}
@@ -167,6 +168,7 @@ class Forwarder {
     for (const auto& [name, value] : head.headers.all()) {
       if (!dropped(name, false)) headers.add(name, value);
     }
+    if (!begins_()) return base::errno_error(ECONNRESET, "the sandbox ended");
     if (!exchange_.start(head.status, std::move(headers), head.content_length, head.reason)) return give_up();
     std::string chunk(kCopyChunk, '\0');
     while (!reader_->body_done()) {
@@ -213,6 +215,7 @@ class Forwarder {
   }
 
   base::Result<void> tunnel(const ResponseHead& head) {
+    if (!begins_()) return base::errno_error(ECONNRESET, "the sandbox ended");
     exchange_.mark_raw();
     std::string text =
         "HTTP/1.1 101 " + (head.reason.empty() ? std::string(reason_of(101)) : head.reason) + "\r\n";
@@ -243,6 +246,7 @@ class Forwarder {
   }
 
   Exchange& exchange_;
+  const std::function<bool()> begins_;
   SocketStream& client_;
   SocketStream upstream_;
   std::unique_ptr<ResponseReader> reader_;
@@ -251,8 +255,8 @@ class Forwarder {
 
 }  // namespace
 
-base::Result<void> forward(Exchange& exchange, base::UniqueFd upstream) {
-  return Forwarder(exchange, std::move(upstream)).run();
+base::Result<void> forward(Exchange& exchange, base::UniqueFd upstream, std::function<bool()> begins) {
+  return Forwarder(exchange, std::move(upstream), std::move(begins)).run();
 }
 
 }  // namespace nearbox::sandbox_server

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <optional>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -150,11 +151,14 @@ void DataPlane::serve(Exchange& exchange, const Route& route) {
   auto upstream = dial(exchange, *sandbox, route.port);
   if (!upstream) return closed();
   const Sandbox::Connection inner(*sandbox, upstream->get());
-  const Sandbox::Connection outer(*sandbox, exchange.stream().fd());
-  if (!inner.accepted() || !outer.accepted()) return closed();
+  if (!inner.accepted()) return closed();
+  // Until the reply begins the end of `inner` is enough, and the client gets an answer, as from the real
+  // edge.
+  std::optional<Sandbox::Connection> outer;
+  const auto begins = [&] { return outer.emplace(*sandbox, exchange.stream().fd()).accepted(); };
   // A duplicate, so that the number in `inner` stays this connection's until that has gone.
   base::UniqueFd copy(::fcntl(upstream->get(), F_DUPFD_CLOEXEC, 0));
-  if (auto done = forward(exchange, std::move(copy)); !done) {
+  if (auto done = forward(exchange, std::move(copy), begins); !done) {
     if (exchange.started()) return exchange.close_after();
     exchange.close_after();
     closed();

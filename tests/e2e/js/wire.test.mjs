@@ -68,6 +68,24 @@ before(async () => {
 
 after(() => server.stop())
 
+test('a request that is under way when its sandbox ends is answered', async () => {
+  const made = await api('POST', '/sandboxes', { templateID: 'base', timeout: 300 })
+  const id = made.body.sandboxID
+  const request = http.request(`${server.sandboxUrl}/files?path=/tmp/half&username=root`, {
+    method: 'POST',
+    headers: { 'E2b-Sandbox-Id': id, 'E2b-Sandbox-Port': '49983', 'Content-Type': 'application/octet-stream', 'Content-Length': 1000 },
+  })
+  const answered = once(request, 'response')
+  request.write('the first bytes')
+  if (!request.socket) await once(request, 'socket')
+  assert.equal((await api('DELETE', `/sandboxes/${id}`)).status, 204)
+  const [reply] = await answered
+  assert.equal(reply.statusCode, 502)
+  reply.resume()
+  await once(reply, 'end')
+  request.destroy()
+})
+
 test('first generation: create, connect, resume, list', async () => {
   const made = await api('POST', '/sandboxes', { templateID: 'base' })
   assert.equal(made.status, 201)
