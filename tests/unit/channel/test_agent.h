@@ -186,6 +186,10 @@ class TestAgent {
     base::MutexLock lock(mu_);
     return notes_;
   }
+  int notes_on(wire::Role role) {
+    base::MutexLock lock(mu_);
+    return notes_on_[role];
+  }
   void finish_streams() { finished_ = true; }
   void stop() {
     finished_ = true;
@@ -220,7 +224,7 @@ class TestAgent {
  private:
   class Handler : public channel::CallHandler {
    public:
-    explicit Handler(TestAgent& agent) : agent_(agent) {}
+    Handler(TestAgent& agent, wire::Role role) : agent_(agent), role_(role) {}
     void on_call(wire::Method method, wire::ByteView payload, channel::ResponderPtr responder) override {
       agent_.answer(*this, method, payload, std::move(responder));
     }
@@ -229,6 +233,7 @@ class TestAgent {
       {
         base::MutexLock lock(agent_.mu_);
         agent_.notes_.emplace_back(method, text);
+        ++agent_.notes_on_[role_];
         if (method == wire::Method::kConfirm) {
           if (auto confirm = wire::decode<wire::Confirm>(payload)) agent_.nonce_ = confirm->nonce;
         }
@@ -241,6 +246,7 @@ class TestAgent {
 
    private:
     TestAgent& agent_;
+    const wire::Role role_;
   };
 
   void serve(channel::Carrier& carrier, int raw) {
@@ -261,7 +267,7 @@ class TestAgent {
       raw_of_[hello->role].push_back(raw);
     }
     if (!channel::send_welcome(carrier, welcome, soon())) return;
-    Handler handler(*this);
+    Handler handler(*this, hello->role);
     (void)channel::serve_connection(carrier, handler, serve_options, log);
     carrier.shutdown();
     live_calls -= static_cast<int>(handler.kept.size());
@@ -316,6 +322,7 @@ class TestAgent {
   std::deque<std::jthread> threads_;
   std::vector<std::jthread> joining_;
   std::vector<std::pair<wire::Method, std::string>> notes_;
+  std::map<wire::Role, int> notes_on_;
   std::atomic<bool> finished_{false};
 };
 
