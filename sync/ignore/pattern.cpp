@@ -155,6 +155,20 @@ bool PatternList::may_negate_below(std::string_view directory) const {
                      [&](const Pattern& p) { return p.negated() && p.may_match_below(below); });
 }
 
+namespace {
+
+void add_line(PatternList& list, std::string_view line, std::uint32_t number, Case fold) {
+  auto pattern = list.patterns.size() < kMaxPatterns ? Pattern::parse(line, number, fold) : std::nullopt;
+  if (!pattern) {
+    ++list.refused;
+    return;
+  }
+  list.any_negated = list.any_negated || pattern->negated();
+  list.patterns.push_back(*std::move(pattern));
+}
+
+}  // namespace
+
 PatternList parse_patterns(std::string_view bytes, std::string source, std::string base, Case fold) {
   PatternList list;
   list.source = std::move(source);
@@ -168,13 +182,7 @@ PatternList parse_patterns(std::string_view bytes, std::string source, std::stri
     ++number;
     if (line.empty() || line.starts_with('#')) continue;
     if (line.ends_with('\r')) line.remove_suffix(1);
-    auto pattern = list.patterns.size() < kMaxPatterns ? Pattern::parse(line, number, fold) : std::nullopt;
-    if (!pattern) {
-      ++list.refused;
-      continue;
-    }
-    list.any_negated = list.any_negated || pattern->negated();
-    list.patterns.push_back(*std::move(pattern));
+    add_line(list, line, number, fold);
   }
   return list;
 }
@@ -183,17 +191,7 @@ PatternList parse_patterns(const std::vector<std::string>& lines, std::string so
   PatternList list;
   list.source = std::move(source);
   std::uint32_t number = 0;
-  for (const auto& line : lines) {
-    ++number;
-    auto pattern =
-        list.patterns.size() < kMaxPatterns ? Pattern::parse(line, number, Case::kSensitive) : std::nullopt;
-    if (!pattern) {
-      ++list.refused;
-      continue;
-    }
-    list.any_negated = list.any_negated || pattern->negated();
-    list.patterns.push_back(*std::move(pattern));
-  }
+  for (const auto& line : lines) add_line(list, line, ++number, Case::kSensitive);
   return list;
 }
 

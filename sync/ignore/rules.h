@@ -98,9 +98,8 @@ using CredentialProbe = std::function<bool(std::string_view path)>;
 //
 // Owns:    the patterns of the command line and the scopes down to the root; the rest is owned by scopes.
 // Threads: any.
-// Errors:  load() fails when the root cannot be opened. What else cannot be read is a problem in words, and
-// counts as
-//          empty, as git has it.
+// Errors:  load() fails when the root cannot be opened. What else cannot be read is a problem in words,
+//          and counts as empty, as git has it.
 // Units:   paths are relative to the root, without `.`, `..` or slashes at either end; "" is the root.
 class Rules {
  public:

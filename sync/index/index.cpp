@@ -33,7 +33,9 @@ std::string_view text_of(const Digest& digest) {
   return {reinterpret_cast<const char*>(digest.data()), digest.size()};
 }
 
-void bind_stat(Statement& to, const StatInfo& stat) {
+void bind_row(Statement& to, std::string_view path, const StatInfo& stat, const Digest& digest) {
+  to.bind_blob(1, path);
+  to.bind_blob(9, text_of(digest));
   to.bind(2, static_cast<std::int64_t>(stat.type));
   to.bind(3, static_cast<std::int64_t>(stat.mode));
   to.bind(4, stat.size);
@@ -195,9 +197,7 @@ class Index::Impl {
     }
     for (const auto& [path, entry] : batch.puts_) {
       if (!valid_path(path)) return base::errno_error(EINVAL, "index: path");
-      put_->bind_blob(1, path);
-      bind_stat(*put_, entry.stat);
-      put_->bind_blob(9, text_of(entry.digest));
+      bind_row(*put_, path, entry.stat, entry.digest);
       put_->bind(10, entry.remote_version);
       put_->bind(11, std::int64_t{entry.racy ? 1 : 0});
       if (auto done = put_->run(); !done) return done;
@@ -206,9 +206,7 @@ class Index::Impl {
     }
     for (const auto& [path, seen] : batch.observes_) {
       if (!valid_path(path)) return base::errno_error(EINVAL, "index: path");
-      observe_->bind_blob(1, path);
-      bind_stat(*observe_, seen.stat);
-      observe_->bind_blob(9, text_of(seen.digest));
+      bind_row(*observe_, path, seen.stat, seen.digest);
       if (auto done = observe_->run(); !done) return done;
     }
     for (const auto& path : batch.forgets_) {

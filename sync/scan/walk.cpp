@@ -222,7 +222,9 @@ class Walker {
       }
       take(path, one, dir, scope, holder);
     }
-    if (tree_.nodes.size() > kMaxNodes) return base::errno_error(EFBIG, "scan: too many paths");
+    // What could not be looked at, and what is still to be, is kept as well.
+    if (tree_.nodes.size() + tree_.unknown.size() + pending_.size() > kMaxNodes)
+      return base::errno_error(EFBIG, "scan: too many paths");
     return {};
   }
 
