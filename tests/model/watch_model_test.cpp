@@ -470,12 +470,19 @@ class WatchModel : public ::testing::Test {
           }
         });
         more = !dirs.empty();
+        const auto pin = [&](void (Mirror::*change)(NodeIndex, std::uint64_t)) {  // numbers stay theirs
+          store.write([&](Mirror& m, Changes&) {
+            for (const auto dir : dirs) (m.*change)(dir, 1);
+          });
+        };
+        pin(&Mirror::pin);
         for (const auto dir : dirs) {
           auto known = std::make_shared<std::atomic<int>>(-1);
           store.want(dir, std::chrono::steady_clock::now() + 20s, into(known));
           ASSERT_TRUE(wait(known));
           ASSERT_TRUE(*known == 0 || *known == ENOENT) << *known;
         }
+        pin(&Mirror::unpin);
       }
     }
     void check() {
