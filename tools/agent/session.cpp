@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdlib>
+#include <thread>
 
 #include "client/base/fault.h"
 #include "tools/agent/tree_stream.h"
@@ -125,6 +126,9 @@ void Session::run_op(const wire::Op& op) {
   if (tells) watcher_.op_applied(this, change);
   if (poisoned()) return;
   if (base::fault::active("agent.crash_after_apply", op.path)) std::abort();
+  if (op.op_id % 8 == 0 && base::fault::active("agent.late_done", op.path)) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(op.op_id % 27));
+  }
   if (!tells) return record(wire::EventKind::kOpDone, wire::encode(done));
   bool recorded = false;
   auto body = wire::encode(done);
