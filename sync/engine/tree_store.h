@@ -120,6 +120,9 @@ class TreeStore {
   // What happened in the sandbox below what is loaded before this call is in the mirror, and was told to the
   // listeners, when done(0) runs. By the agent's barrier where it watches, else by a scan.
   void barrier(Deadline deadline, Done done);
+  // The same with the agent's barrier passed by somebody else already: events up to `seq` of `instance`
+  // tell what happened before. 0: not passed.
+  void barrier(std::uint64_t instance, std::uint64_t seq, Deadline deadline, Done done);
   struct WatchStatus {
     wire::WatchKind kind = wire::WatchKind::kNone;  // of the subtree that is worst off
     int error = 0;                                  // why kNone

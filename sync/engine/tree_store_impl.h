@@ -270,7 +270,12 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   void recheck_all(const std::set<NodeIndex>& dirs) EXCLUDES(mu);
   void recheck_step();
   void rechecked(NodeIndex dir, int error, const std::set<NodeIndex>& skipped) EXCLUDES(mu);
-  void barrier(const CompletionPtr& whose, Deadline deadline);
+  struct Passed {  // an agent's barrier that was passed already
+    std::uint64_t instance = 0;
+    std::uint64_t seq = 0;
+  };
+  void barrier(const CompletionPtr& whose, Deadline deadline, Passed passed);
+  void await_events(const std::shared_ptr<Barriers>& all);
   void barrier_answered(const std::shared_ptr<Barriers>& all, int error, wire::ByteView payload);
   void barrier_handled(const std::shared_ptr<Barriers>& all, int error);
   void barrier_rechecked(const CompletionPtr& whose);

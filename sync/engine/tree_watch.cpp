@@ -421,10 +421,13 @@ bool TreeStore::overtaken(const Question& question, NodeIndex node) const {
   return impl_->frozen(node, question.began_);
 }
 
-void TreeStore::barrier(Deadline deadline, Done done) {
+void TreeStore::barrier(Deadline deadline, Done done) { barrier(0, 0, deadline, std::move(done)); }
+
+void TreeStore::barrier(std::uint64_t instance, std::uint64_t seq, Deadline deadline, Done done) {
   const auto whose = impl_->completion(std::move(done), deadline);
-  const bool asked = impl_->with_root(
-      [impl = impl_.get(), whose, deadline](std::uint32_t) { impl->barrier(whose, deadline); });
+  const bool asked = impl_->with_root([impl = impl_.get(), whose, deadline, instance, seq](std::uint32_t) {
+    impl->barrier(whose, deadline, {instance, seq});
+  });
   if (!asked) impl_->finish_soon(whose, EAGAIN);
 }
 

@@ -14,6 +14,7 @@ namespace {
 
 constexpr std::size_t kEventChunk = 256 * 1024;
 constexpr std::chrono::milliseconds kCancelLook{250};  // how soon a pump sees that its call is over
+constexpr std::chrono::seconds kSettleWait{2};         // then the client asks for a barrier itself
 
 std::string below(const Root& root, const std::string& path) {
   return root.path == "/" ? "/" + path : root.path + "/" + path;
@@ -33,7 +34,11 @@ Session::Session(const wire::SessionId& id, std::uint64_t instance, const Identi
       log_(log),
       watcher_(watcher),
       procs_(std::make_unique<ProcTable>(
-          procs,
+          [&] {
+            auto own = procs;
+            own.settle = [this] { return settled(); };
+            return own;
+          }(),
           [this](const wire::ProcExit& exit) { record(wire::EventKind::kProcExit, wire::encode(exit)); },
           log)),
       op_context_{who_, roots, orphans},
@@ -146,6 +151,12 @@ base::Result<wire::WatchReply> Session::watch(const wire::Watch& call) {
 
 base::Result<wire::BarrierReply> Session::barrier(const wire::Barrier& call) {
   return watcher_.barrier(this, call.root, Clock::now() + kWatchDeadline);
+}
+
+// Whoever runs a command waits for what is told by then.
+ProcTable::Settled Session::settled() {
+  const auto barrier = watcher_.barrier(this, 0, Clock::now() + kSettleWait);
+  return barrier ? ProcTable::Settled{instance_, barrier->seq} : ProcTable::Settled{};
 }
 
 base::Result<wire::RootReply> Session::open_root(const wire::RootOpen& call) {

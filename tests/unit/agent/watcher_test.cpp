@@ -346,6 +346,7 @@ TEST_P(WatcherTest, TheLimitOfWatches) {
   EXPECT_EQ(reply->kind, wire::WatchKind::kNone);
   EXPECT_EQ(reply->error, ENOSPC);
   EXPECT_EQ(watcher.barrier(&events, 1, test::Client::soon()).error().as_errno(), EOPNOTSUPP);
+  EXPECT_EQ(watcher.barrier(&events, 0, test::Client::soon()).error().as_errno(), EOPNOTSUPP);
   // Watches are free again.
   faults.set(GetParam().faults);
   ASSERT_TRUE(faults.reaches("agent.watch_limit", "limit", false));

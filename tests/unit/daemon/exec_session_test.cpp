@@ -47,9 +47,14 @@ class ExecSessionTest : public ::testing::Test {
     served = std::make_unique<ControlConnection>(base::UniqueFd(fds[0]));
     client = std::make_unique<ControlConnection>(base::UniqueFd(fds[1]));
     link.serve(Method::kProcStart, [this](api::CallToken token, const wire::Bytes&) {
-      link.end(token, 0, wire::encode(wire::ProcReply{}));
+      attached_first = attach != 0;
+      link.end(token, start_error, wire::encode(wire::ProcReply{}));
     });
-    link.serve(Method::kProcAttach, [this](api::CallToken token, const wire::Bytes&) { attach = token; });
+    link.serve(Method::kProcAttach, [this](api::CallToken token, const wire::Bytes& bytes) {
+      const auto asked = wire::decode<wire::ProcAttach>(bytes);
+      EXPECT_TRUE(asked && asked->early && asked->settle);
+      attach = token;
+    });
     link.serve(Method::kProcSignal, [this](api::CallToken token, const wire::Bytes& bytes) {
       signals.push_back(wire::decode<wire::ProcSignal>(bytes)->signal);
       ++signalled;
@@ -65,7 +70,10 @@ class ExecSessionTest : public ::testing::Test {
   void start() {
     runner = std::jthread([this] {
       ExecSession session(link, *served, "docker:box", log);
-      session.run({{"argv", {"cat"}}, {"stdin", true}}, soon(), [] {});
+      session.run({{"argv", {"cat"}}, {"stdin", true}}, soon(),
+                  [this](std::uint64_t instance, std::uint64_t seq) {
+                    settled = {instance, seq};
+                  });
     });
     const auto started = client->read_json(soon());
     ASSERT_TRUE(started && started->contains("started"));
@@ -77,6 +85,8 @@ class ExecSessionTest : public ::testing::Test {
   void exits() {
     wire::ProcOutput record;
     record.stream = wire::ProcStream::kExit;
+    record.instance = 7;
+    record.seq = 42;
     send(framed(wire::encode(record)));
     link.do_now([&] { link.end(attach, 0); });
   }
@@ -95,7 +105,10 @@ class ExecSessionTest : public ::testing::Test {
   base::Logger log{2, base::LogLevel::kOff};
   std::unique_ptr<ControlConnection> served, client;
   std::atomic<api::CallToken> attach{0};
-  std::vector<int> signals;  // of the link thread
+  std::atomic<bool> attached_first{false};
+  std::atomic<int> start_error{0};
+  std::pair<std::uint64_t, std::uint64_t> settled;  // of the session's thread
+  std::vector<int> signals;                         // of the link thread
   std::atomic<int> signalled{0};
   std::jthread runner;
 };
@@ -111,6 +124,25 @@ TEST_F(ExecSessionTest, GrantsBackWhatTheRecordsCost) {
   EXPECT_TRUE(eventually([&] { return link.granted(attach) == cost; })) << link.granted(attach);
   exits();
   EXPECT_EQ(next("exit")["code"], 0);
+}
+
+// One round trip: the output is asked for before the start is answered, and the exit brings its barrier.
+TEST_F(ExecSessionTest, NothingIsAskedForAfterTheStart) {
+  start();
+  EXPECT_TRUE(attached_first);
+  exits();
+  EXPECT_EQ(next("exit")["code"], 0);
+  EXPECT_EQ(settled, (std::pair<std::uint64_t, std::uint64_t>(7, 42)));
+}
+
+TEST_F(ExecSessionTest, AStartThatFailsTakesItsAttachAlong) {
+  start_error = ENOENT;
+  runner = std::jthread([this] {
+    ExecSession session(link, *served, "docker:box", log);
+    session.run({{"argv", {"none"}}}, soon(), [](std::uint64_t, std::uint64_t) { FAIL(); });
+  });
+  EXPECT_TRUE(next("error").is_object());
+  EXPECT_TRUE(eventually([this] { return attach != 0 && !link.on_wire(attach); }));
 }
 
 TEST_F(ExecSessionTest, AHalfRecordThatIsLostIsGrantedBack) {
