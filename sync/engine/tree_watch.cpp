@@ -292,7 +292,10 @@ std::uint64_t TreeStore::Impl::told_key(const wire::NodeId& dir, std::string_vie
 void TreeStore::Impl::told_name(const wire::NodeId& dir, std::string_view name) {
   const auto key = told_key(dir, name);
   base::MutexLock lock(ops_mu);
-  if (running_walks.empty()) return;
+  if (!running_walks.empty()) told_key_locked(key);
+}
+
+void TreeStore::Impl::told_key_locked(std::uint64_t key) {
   told_log.last = ++op_epoch;
   if (told_log.keys.size() >= kMaxTold) {
     told_log.keys.clear();
@@ -363,7 +366,7 @@ void TreeStore::Impl::questions_over(std::uint64_t id) {
   running_walks.erase(id);
   if (!running_walks.empty()) return;
   told_log = {};
-  std::erase_if(operations, [](const auto& entry) { return entry.second.under_way == 0; });
+  std::erase_if(operations, [](const auto& entry) { return entry.second.idle(); });
 }
 
 // ---- the public face
