@@ -225,6 +225,7 @@ void TreeStore::Impl::apply_state(const wire::NameState& state, Mirror& mirror, 
     if (there != kNoNode) mirror.unlink(dir, state.name, changes);
   } else {
     const bool was_alive = known != kNoNode && mirror.alive(known);
+    const bool was_listed = was_alive && mirror.listing(known) == Listing::kComplete;
     const auto was = mirror.attr(known);
     const bool older = was_alive && same_type(was, state.attr) && seems_older(was, state.attr);
     if (older) again.emplace_back(dir, false);
@@ -232,6 +233,8 @@ void TreeStore::Impl::apply_state(const wire::NameState& state, Mirror& mirror, 
         mirror.link(dir, state.name, older ? was : state.attr, older ? std::string() : state.target, changes);
     if (node == kNoNode) {
       again.emplace_back(dir, false);  // two directories changed places, and half of it is told
+    } else if (S_ISDIR(state.attr.mode) && (state.flags & wire::kNameFresh) != 0 && was_listed) {
+      again.emplace_back(node, false);  // we made it; what is known of it is shown meanwhile
     } else if (S_ISDIR(state.attr.mode) && (state.flags & wire::kNameFresh) != 0) {
       told_listing(id);
       mirror.begin_listing(node, changes);
