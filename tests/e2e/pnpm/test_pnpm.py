@@ -95,7 +95,8 @@ class Pnpm(nbtest.Case):
         self.assertGreater(len(self.linked(self.dir)), 500)
         script = "console.log(require('is-odd')(3), require('lodash').chunk([1, 2, 3], 2).length)"
         for root in (self.mnt, self.dir):
-            done = self.run_cmd(self.node, "-e", script, cwd=f"{root}/app")
+            # Not as the working directory of the new process: who starts it may not enter the mount.
+            done = self.run_cmd("sh", "-c", 'cd "$0" && exec "$@"', f"{root}/app", self.node, "-e", script)
             self.assertEqual(done.stdout, b"true 2\n", done.stderr)
         # What the store holds is what it says; and a project of its own gets no bytes but links.
         done = self.run_cmd(*self.pnpm(self.mnt, "store", "status"))
