@@ -76,7 +76,7 @@ TEST_F(MountTest, AnInterruptedChangeIsNotToldAsFailed) {
   const Faults faults("agent.hold_op held\n");
   Child stubborn({"sh", "-c", "trap : USR1; echo y >> " + mnt + "/held"});
   ASSERT_TRUE(eventually([&] { return session->stats().parked >= 1; }));
-  ::kill(stubborn.pid(), SIGUSR1);
+  stubborn.signal(SIGUSR1);
   EXPECT_FALSE(stubborn.wait(300ms));
   stubborn.kill();
   EXPECT_EQ(stubborn.wait(5s), 128 + SIGKILL);

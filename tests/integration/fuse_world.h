@@ -142,7 +142,10 @@ class Child {
     status_ = WIFEXITED(raw) ? WEXITSTATUS(raw) : 128 + WTERMSIG(raw);
     return status_;
   }
-  void kill() { ::kill(pid_, SIGKILL); }
+  void signal(int number) {
+    if (pid_ > 0) ::kill(pid_, number);  // -1 would be everybody
+  }
+  void kill() { signal(SIGKILL); }
 
  private:
   base::UniqueFd out_;
