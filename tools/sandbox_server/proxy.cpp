@@ -45,6 +45,16 @@ bool control_route(const std::string& path) {
   return std::find(kHidden.begin(), kHidden.end(), clean) != kHidden.end();
 }
 
+// A sandbox's maskRequestHost for one of its ports.
+std::string masked_host(std::string text, std::uint16_t port) {
+  constexpr std::string_view kPort = "${PORT}";
+  const auto digits = std::to_string(port);
+  for (auto at = text.find(kPort); at != std::string::npos; at = text.find(kPort, at + digits.size())) {
+    text.replace(at, kPort.size(), digits);
+  }
+  return text;
+}
+
 base::Result<base::UniqueFd> dial_port(std::uint16_t port) {
   base::UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr_in address{};
@@ -104,7 +114,12 @@ std::shared_ptr<Sandbox> DataPlane::running_sandbox(Exchange& exchange, const Ro
       refuse_sandbox(exchange, 403, route.sandbox_id, "Missing or invalid access token");
       return nullptr;
     }
-    if (!sandbox->resume(std::max(sandbox->spec().timeout, kAutoResumeTimeout))) {
+    const auto timeout = std::max(sandbox->spec().timeout, kAutoResumeTimeout);
+    if (auto resumed = table_.resume(*sandbox, timeout, ResumeMode::kRestore); !resumed) {
+      if (resumed.error().as_errno() == EAGAIN) {
+        refuse_sandbox(exchange, 429, route.sandbox_id, resumed.error().context);
+        return nullptr;
+      }
       refuse_sandbox(exchange, 502, route.sandbox_id, "The sandbox was not found");
       return nullptr;
     }
@@ -158,7 +173,9 @@ void DataPlane::serve(Exchange& exchange, const Route& route) {
   const auto begins = [&] { return outer.emplace(*sandbox, exchange.stream().fd()).accepted(); };
   // A duplicate, so that the number in `inner` stays this connection's until that has gone.
   base::UniqueFd copy(::fcntl(upstream->get(), F_DUPFD_CLOEXEC, 0));
-  if (auto done = forward(exchange, std::move(copy), begins); !done) {
+  const auto host =
+      route.port == kEnvdPort ? std::string() : masked_host(sandbox->spec().mask_host, route.port);
+  if (auto done = forward(exchange, std::move(copy), host, begins); !done) {
     if (exchange.started()) return exchange.close_after();
     exchange.close_after();
     closed();
