@@ -493,6 +493,9 @@ std::map<std::string, std::string> decode_metadata_filter(std::string_view value
 void ControlPlane::serve(Exchange& exchange) {
   const auto& head = exchange.head();
   if (head.path == "/health" && head.method == "GET") return (void)exchange.reply(204, {}, "");
+  // Volumes have keys of their own, which nobody here could have given out.
+  if (head.path.rfind("/volumecontent/", 0) == 0)
+    return reply_error(exchange, 501, "this server does not implement volumes");
   const auto key = head.headers.get("X-API-Key");
   if (!key || !equal_constant_time(base::Secret(std::string(*key)), key_)) {
     return reply_error(exchange, 401, key ? "Invalid API key" : "API key is missing: send it as X-API-Key");

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Without namespaces: what still holds.
 import assert from 'node:assert/strict'
-import { readdirSync, readFileSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import { after, before, test } from 'node:test'
-import { startServer, until } from './harness.mjs'
+import { running, startServer, until } from './harness.mjs'
 
 let server
 let Sandbox
@@ -14,17 +14,6 @@ before(async () => {
 })
 
 after(() => server.stop())
-
-function running(mark) {
-  return readdirSync('/proc').filter((name) => {
-    if (!/^\d+$/.test(name)) return false
-    try {
-      return readFileSync(`/proc/${name}/cmdline`, 'utf8').split('\0').includes(mark)
-    } catch {
-      return false
-    }
-  })
-}
 
 test('files and commands in a home of its own', async () => {
   const sandbox = await Sandbox.create()

@@ -7,7 +7,7 @@ import net from 'node:net'
 import { once } from 'node:events'
 import { after, before, test } from 'node:test'
 import { spawn } from 'node:child_process'
-import { identity, processAlive, serverArgs, startServer, until } from './harness.mjs'
+import { freePort, identity, processAlive, serverArgs, startServer, until } from './harness.mjs'
 
 let server
 let box
@@ -48,15 +48,6 @@ async function run(script, user = 'root') {
   }
   const stdout = messages.map((m) => Buffer.from(m.body.event?.data?.stdout ?? '', 'base64').toString()).join('')
   return { messages, stdout, end: messages.find((m) => m.body.event?.end)?.body.event.end }
-}
-
-async function freePort() {
-  const probe = net.createServer().listen(0, '127.0.0.1')
-  await once(probe, 'listening')
-  const { port } = probe.address()
-  probe.close()
-  await once(probe, 'close')
-  return port
 }
 
 before(async () => {
