@@ -211,6 +211,8 @@ RpcReply send_input(Exchange& exchange, EnvdProcess& process, const json& input)
 }
 
 void stream_input(EnvdContext& context, Exchange& exchange, json message, std::string& buffer) {
+  const auto limits = limits_of(exchange.head());
+  if (!limits.error.empty()) return end_stream(exchange, RpcReply::error("invalid_argument", limits.error));
   std::shared_ptr<EnvdProcess> process;
   while (true) {
     if (const auto start = message.find("start"); start != message.end()) {
@@ -221,7 +223,13 @@ void stream_input(EnvdContext& context, Exchange& exchange, json message, std::s
       const auto done = send_input(exchange, *process, data->value("input", json::object()));
       if (!done.code.empty()) return end_stream(exchange, done);
     }
+    exchange.stream().set_deadline(limits.deadline);
     auto next = next_message(exchange, buffer);
+    exchange.stream().set_deadline(std::nullopt);
+    if (!next && next.error().as_errno() == ETIMEDOUT) {
+      exchange.close_after();
+      return end_stream(exchange, RpcReply::error("deadline_exceeded", "context deadline exceeded"));
+    }
     if (!next) return end_stream(exchange, RpcReply::error("invalid_argument", next.error().context));
     if (!*next) break;
     message = std::move(**next);

@@ -25,8 +25,27 @@ using nlohmann::ordered_json;
 constexpr std::array<int, 5> kDialWaitsMs{0, 100, 200, 300, 400};
 constexpr std::chrono::seconds kAutoResumeTimeout{300};
 
+// Whether a person looks at the answer.
+bool browser(const RequestHead& head) {
+  return head.headers.value_or("User-Agent", "").find("Mozilla/") != std::string_view::npos &&
+         head.headers.value_or("Accept", "").find("text/html") != std::string_view::npos;
+}
+
+// The message alone comes from us; nothing of the request goes into the page.
+std::string page_of(int status, const ordered_json& body) {
+  const auto title = std::to_string(status) + " " + std::string(reason_of(status));
+  const auto port = body.find("port");
+  const auto where = port == body.end() ? std::string() : " (port " + port->dump() + ")";
+  return "<!doctype html><html><head><meta charset=\"utf-8\"><title>" + title + "</title></head><body><h1>" +
+         title + "</h1><p>" + body.value("message", std::string()) + where + ".</p></body></html>\n";
+}
+
 void refuse(Exchange& exchange, int status, const ordered_json& body) {
   Headers headers;
+  if (browser(exchange.head())) {
+    headers.add("Content-Type", "text/html; charset=utf-8");
+    return (void)exchange.reply(status, std::move(headers), page_of(status, body));
+  }
   headers.add("Content-Type", "application/json; charset=utf-8");
   (void)exchange.reply(status, std::move(headers),
                        body.dump(-1, ' ', false, ordered_json::error_handler_t::replace));

@@ -6,9 +6,11 @@
 #include <csignal>
 #include <cstdlib>
 #include <fcntl.h>
+#include <filesystem>
 #include <poll.h>
 #include <spawn.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -107,6 +109,15 @@ bool await_end(pid_t pid, std::chrono::milliseconds timeout) {
     pollfd ended{handle.get(), POLLIN, 0};
     (void)::poll(&ended, handle ? 1 : 0,
                  static_cast<int>(handle ? left.count() : std::min(left, kEndLook).count()));
+  }
+}
+
+// An overlay's work directories have no permissions at all: without a server to do it, their owner
+// could not remove the sandbox's files. The next overlay makes them anew.
+void open_up(const std::string& work) {
+  std::error_code ec;
+  for (const auto& entry : std::filesystem::directory_iterator(work, ec)) {
+    (void)::chmod((entry.path() / "work").c_str(), 0700);
   }
 }
 
@@ -316,6 +327,7 @@ bool Sandbox::put_away() {
   const bool keep = now.state == State::kPaused || (now.state == State::kRunning && spec_.auto_pause);
   if (!keep || !keep_record(now.state == State::kPaused ? now.ends : WallClock::now())) return false;
   init_.reset();
+  open_up(dir_ + "/work");
   become(State::kPaused, std::nullopt);
   return true;
 }

@@ -67,15 +67,13 @@ SandboxTable::SandboxTable(std::string dir, base::UniqueFd lock, base::Logger& l
 
 SandboxTable::~SandboxTable() { stop(); }
 
-// The sandbox of a record, stored. False: there is no such thing.
+// The sandbox of a record, stored. False: it cannot be read, and what belongs to it is left alone.
 bool SandboxTable::bring_back(const std::string& record_path) {
   auto record = read_record(record_path);
   const auto dir = record_path.substr(0, record_path.size() - std::string_view(kRecordSuffix).size());
-  struct stat st {};
-  const bool whole = record && dir == dir_ + "/sandboxes/" + record->id && ::lstat(dir.c_str(), &st) == 0 &&
-                     S_ISDIR(st.st_mode);
-  if (!whole) {
-    if (!record) log_.warn("sandbox server cannot read a record error=" + record.error().message());
+  if (!record || dir != dir_ + "/sandboxes/" + record->id) {
+    log_.warn("sandbox server leaves a sandbox alone whose record it cannot read path=" + record_path +
+              " error=" + (record ? "another name" : record.error().message()));
     return false;
   }
   auto sandbox = Sandbox::restore(launcher_, std::move(*record), dir);
@@ -85,26 +83,30 @@ bool SandboxTable::bring_back(const std::string& record_path) {
 }
 
 void SandboxTable::take_over() {
+  std::set<std::string> kept;
   std::vector<std::string> left;
-  std::size_t kept = 0;
+  std::size_t stored = 0;
   std::error_code ec;
   for (const auto& entry : std::filesystem::directory_iterator(dir_ + "/sandboxes", ec)) {
-    auto path = entry.path().string();
-    if (entry.path().extension() != kRecordSuffix) {
-      left.push_back(std::move(path));
-    } else if (bring_back(path)) {
-      ++kept;
-    } else {
-      left.push_back(std::move(path));
+    const auto path = entry.path().string();
+    auto dir = entry.path();
+    struct stat st {};
+    const bool whole = dir.extension() == kRecordSuffix &&
+                       ::lstat(dir.replace_extension().c_str(), &st) == 0 && S_ISDIR(st.st_mode);
+    if (!whole) {
+      left.push_back(path);
+      continue;
     }
+    kept.insert(path);
+    kept.insert(dir.string());
+    if (bring_back(path)) ++stored;
   }
-  const auto is_kept = [this](const std::string& path) {
-    return find(std::filesystem::path(path).filename().string()) != nullptr;
-  };
-  left.erase(std::remove_if(left.begin(), left.end(), is_kept), left.end());
+  left.erase(
+      std::remove_if(left.begin(), left.end(), [&](const auto& path) { return kept.count(path) != 0; }),
+      left.end());
   const auto count = left.size() + trash_->empty_now();
   for (const auto& path : left) discard(path);
-  if (kept > 0) log_.info("sandbox server brings back stored sandboxes count=" + std::to_string(kept));
+  if (stored > 0) log_.info("sandbox server brings back stored sandboxes count=" + std::to_string(stored));
   if (count > 0)
     log_.warn("sandbox server removes what ended sandboxes had left directories=" + std::to_string(count));
 }

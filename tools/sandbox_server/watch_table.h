@@ -54,7 +54,7 @@ class PolledWatcher {
 
 // The polled watchers of an envd, by id. They live until they are removed, as with envd itself.
 //
-// Threads: any; mu_ is not held while a watcher starts or ends.
+// Threads: any; mu_ is not held while a watcher ends.
 class WatchTable {
  public:
   // EMFILE: at the limit.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A sandbox's life: pausing with and without memory, waking by traffic, times, and the server's own end.
 import assert from 'node:assert/strict'
-import { readdirSync } from 'node:fs'
+import { readFileSync, readdirSync, writeFileSync } from 'node:fs'
 import { after, before, test } from 'node:test'
 import { requestHost, running, startServer, until } from './harness.mjs'
 
@@ -177,4 +177,26 @@ test('a stored sandbox answers as the edge does until it is connected', async ()
   assert.equal(reply.status, 502)
   assert.deepEqual(JSON.parse(reply.text), { sandboxId: sandbox.sandboxId, message: 'The sandbox was not found', code: 502 })
   await sandbox.kill()
+})
+
+test('what belongs to a record that cannot be read is left alone', async (t) => {
+  const here = { ...process.env }
+  const first = await startServer({ keep: true })
+  const at = (one) => ({ apiUrl: one.apiUrl, sandboxUrl: one.sandboxUrl, apiKey: one.key })
+  const sandbox = await Sandbox.create(at(first))
+  await sandbox.pause()
+  await first.stop()
+  const record = `${first.data}/sandboxes/${sandbox.sandboxId}.json`
+  const text = readFileSync(record, 'utf8')
+  writeFileSync(record, text.slice(0, 100))
+  const second = await startServer({ data: first.data, keep: true })
+  assert.deepEqual(await Sandbox.list(at(second)).nextItems(), [])
+  await second.stop()
+  writeFileSync(record, text)
+  const third = await startServer({ data: first.data })
+  t.after(() => {
+    Object.assign(process.env, here)
+    return third.stop()
+  })
+  assert.equal((await Sandbox.list(at(third)).nextItems())[0].sandboxId, sandbox.sandboxId)
 })

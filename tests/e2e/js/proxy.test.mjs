@@ -60,6 +60,10 @@ test('getHost names a host that reaches the port', async () => {
   assert.equal(gone.status, 502)
   assert.equal(JSON.parse(gone.text).message, 'The sandbox was not found')
   assert.equal((await requestHost(server, 'x', { headers: { ...headers, 'E2b-Sandbox-Port': '0' } })).status, 400)
+  const page = await requestHost(server, host, { headers: { 'User-Agent': 'Mozilla/5.0 (X11)', Accept: 'text/html,*/*' } })
+  assert.equal(page.status, 502)
+  assert.match(page.headers['content-type'], /^text\/html/)
+  assert.match(page.text, /The sandbox was not found/)
 })
 
 test('without public traffic a service wants the token', async () => {
