@@ -78,14 +78,14 @@ bool send_events(Exchange& exchange, DirWatcher& watcher, const EventJson& to_js
     return false;
   }
   for (const auto& event : *events) {
-    const json message = {{"filesystem", to_json(event)}};
-    if (!valid_utf8(event.name)) {
+    try {
+      if (!send_message(exchange, {{"filesystem", to_json(event)}})) return false;
+    } catch (const json::exception&) {  // a name, or where a link leads
       end_stream(exchange, RpcReply::error("unknown",
                                            "error sending filesystem event: marshal message: string field "
                                            "contains invalid UTF-8"));
       return false;
     }
-    if (!send_message(exchange, message)) return false;
   }
   return true;
 }

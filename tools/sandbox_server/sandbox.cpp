@@ -325,7 +325,10 @@ bool Sandbox::put_away() {
   const Changing changing(*this);
   const auto now = snapshot();
   const bool keep = now.state == State::kPaused || (now.state == State::kRunning && spec_.auto_pause);
-  if (!keep || !keep_record(now.state == State::kPaused ? now.ends : WallClock::now())) return false;
+  if (!keep) return false;
+  // An older record will do where a new one cannot be written: what counts is the files.
+  const auto kept = keep_record(now.state == State::kPaused ? now.ends : WallClock::now());
+  if (!kept && ::access(record_path().c_str(), F_OK) != 0) return false;
   init_.reset();
   open_up(dir_ + "/work");
   become(State::kPaused, std::nullopt);

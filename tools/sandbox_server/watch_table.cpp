@@ -61,7 +61,7 @@ base::Result<std::string> WatchTable::add(DirWatcher watcher, EventJson to_json)
   constexpr std::size_t kIdBytes = 10;  // envd's ids are "w" and 20 letters
   const auto id = "w" + hex(random_bytes(kIdBytes));
   base::MutexLock lock(mu_);
-  if (table_.size() >= kMaxPolledWatchers) return base::errno_error(EMFILE, "error creating watcher");
+  if (table_.size() >= limit_) return base::errno_error(EMFILE, "error creating watcher");
   table_.emplace(id, std::make_shared<PolledWatcher>(std::move(watcher), std::move(to_json)));
   return id;
 }

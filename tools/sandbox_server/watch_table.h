@@ -57,12 +57,14 @@ class PolledWatcher {
 // Threads: any; mu_ is not held while a watcher ends.
 class WatchTable {
  public:
+  explicit WatchTable(std::size_t limit = kMaxPolledWatchers) : limit_(limit) {}
   // EMFILE: at the limit.
   base::Result<std::string> add(DirWatcher watcher, EventJson to_json) EXCLUDES(mu_);
   std::shared_ptr<PolledWatcher> find(const std::string& id) EXCLUDES(mu_);
   bool remove(const std::string& id) EXCLUDES(mu_);
 
  private:
+  const std::size_t limit_;
   base::Mutex mu_;  // rank: leaf
   std::map<std::string, std::shared_ptr<PolledWatcher>> table_ GUARDED_BY(mu_);
 };
