@@ -23,7 +23,9 @@ export const identity = uid && process.getuid() === 0 ? { uid, gid: uid } : {}
 export async function startServer({ args = [], env = {}, data: earlier, keep = false } = {}) {
   const data = earlier ?? (await mkdtemp(join(tmpdir(), 'nearbox-e2e-')))
   if (!earlier && identity.uid !== undefined) await chown(data, identity.uid, identity.gid)
-  const child = spawn(program, [...serverArgs, '--listen', '127.0.0.1:0', '--data', data, '--json', ...args], {
+  // It ends with the test's process, however that ends.
+  const words = ['--pdeathsig', 'TERM', program, ...serverArgs, '--listen', '127.0.0.1:0', '--data', data, '--json', ...args]
+  const child = spawn('setpriv', words, {
     stdio: ['ignore', 'pipe', 'inherit'],
     env: { ...process.env, ...env },
     ...identity,

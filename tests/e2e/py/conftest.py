@@ -24,7 +24,8 @@ class Server:
             os.chown(self.data, UID, UID)
             identity = {"user": UID, "group": UID, "extra_groups": []}
         self.process = subprocess.Popen(
-            [PROGRAM, "--listen", "127.0.0.1:0", "--data", self.data, "--json"],
+            # It ends with the tests, however these end.
+            ["setpriv", "--pdeathsig", "TERM", PROGRAM, "--listen", "127.0.0.1:0", "--data", self.data, "--json"],
             stdout=subprocess.PIPE,
             text=True,
             **identity,
