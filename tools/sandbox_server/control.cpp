@@ -149,7 +149,7 @@ class ControlCall {
     if (parts[0] == "snapshots") return snapshots(parts.size());
     if (elsewhere(parts[0])) {
       // To a client that deletes a snapshot: there is none of that name.
-      if (head_.method == "DELETE" && parts.size() == 2)
+      if (head_.method == "DELETE" && parts.size() == 2 && parts[1] != "tags")
         throw ApiError{404, "\"" + parts[1] + "\" not found"};
       throw ApiError{501, "this server does not implement " + parts[0]};
     }

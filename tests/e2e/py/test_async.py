@@ -129,6 +129,8 @@ def test_commands(server):
         await sleeper.disconnect()
         again = await box.commands.connect(sleeper.pid)
         assert await again.kill()
+        with pytest.raises(CommandExitException):
+            await again.wait()
         assert not await box.commands.kill(sleeper.pid)
 
     run(test)
