@@ -57,3 +57,24 @@ test('a killed server leaves no process', async (t) => {
   await other.kill9()
   await until(() => running('4343.5').length === 0, 'the end')
 })
+
+test('pause without memory, and the next server, keep the files', async (t) => {
+  const env = { NEARBOX_SERVE_KEY: 'e2b_0123456789abcdef' }
+  const here = { ...process.env }
+  const first = await startServer({ args: ['--plain'], env, keep: true })
+  const at = (one) => ({ apiUrl: one.apiUrl, sandboxUrl: one.sandboxUrl, apiKey: one.key })
+  const sandbox = await Sandbox.create(at(first))
+  await sandbox.files.write('kept.txt', 'kept')
+  await sandbox.commands.run('setsid sleep 4343.25 </dev/null >/dev/null 2>&1 &')
+  await until(() => running('4343.25').length === 1, 'the detached process')
+  await sandbox.pause({ keepMemory: false })
+  assert.deepEqual(running('4343.25'), [])
+  await first.stop()
+  const second = await startServer({ args: ['--plain'], env, data: first.data })
+  t.after(() => {
+    Object.assign(process.env, here)
+    return second.stop()
+  })
+  const again = await Sandbox.connect(sandbox.sandboxId, at(second))
+  assert.equal(await again.files.read('kept.txt'), 'kept')
+})
