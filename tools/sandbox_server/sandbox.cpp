@@ -63,14 +63,14 @@ std::vector<std::string> init_environment() {
 base::Result<pid_t> spawn_init(const Launcher& launcher, int control_fd, int listen_fd) {
   posix_spawn_file_actions_t actions;
   ::posix_spawn_file_actions_init(&actions);
-  // Above the two fixed numbers first: one could be the other's target.
-  constexpr int kSpare = 60;
-  ::posix_spawn_file_actions_adddup2(&actions, control_fd, kSpare);
-  if (listen_fd >= 0) ::posix_spawn_file_actions_adddup2(&actions, listen_fd, kSpare + 1);
-  ::posix_spawn_file_actions_adddup2(&actions, kSpare, kControlFd);
-  if (listen_fd >= 0) ::posix_spawn_file_actions_adddup2(&actions, kSpare + 1, kListenFd);
-  ::posix_spawn_file_actions_addclose(&actions, kSpare);
-  if (listen_fd >= 0) ::posix_spawn_file_actions_addclose(&actions, kSpare + 1);
+  // Above all four numbers first: one could be another's target.
+  const int spare = std::max({control_fd, listen_fd, kListenFd}) + 1;
+  ::posix_spawn_file_actions_adddup2(&actions, control_fd, spare);
+  if (listen_fd >= 0) ::posix_spawn_file_actions_adddup2(&actions, listen_fd, spare + 1);
+  ::posix_spawn_file_actions_adddup2(&actions, spare, kControlFd);
+  if (listen_fd >= 0) ::posix_spawn_file_actions_adddup2(&actions, spare + 1, kListenFd);
+  ::posix_spawn_file_actions_addclose(&actions, spare);
+  if (listen_fd >= 0) ::posix_spawn_file_actions_addclose(&actions, spare + 1);
   ::posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
   // Nothing of a sandbox writes to the server's stdout, which scripts read.
   ::posix_spawn_file_actions_adddup2(&actions, 2, 1);
