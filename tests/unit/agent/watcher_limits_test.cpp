@@ -165,6 +165,7 @@ TEST_P(LimitsTest, AQueueThatOverflows) {
   switch_on("agent.hold_watch", true);
   {
     const std::jthread held([&] { (void)small.barrier(&one, 1, test::Client::soon()); });
+    ASSERT_TRUE(test::eventually([&] { return small.answering(); }));  // else it reads what comes
     ASSERT_TRUE(other([&] {
       for (int i = 0; i < kFiles; ++i) ::chmod((*this / ("d/" + std::to_string(i))).c_str(), 0600);
       put(*this / "d/7", "seven");
@@ -200,12 +201,8 @@ TEST_P(LimitsTest, TooFarBehindIsLostOnce) {
   {
     // A watch, not a barrier: that one reads what is queued.
     EventLog events;
-    std::atomic<bool> begun{false};
-    const std::jthread call([&] {
-      begun = true;
-      (void)small.watch(&events, events, 1, one.root, test::Client::soon());
-    });
-    ASSERT_TRUE(test::eventually([&] { return begun.load(); }));
+    const std::jthread call([&] { (void)small.watch(&events, events, 1, one.root, test::Client::soon()); });
+    ASSERT_TRUE(test::eventually([&] { return small.answering(); }));
     ASSERT_TRUE(other([&] {
       for (int i = 0; i < kFiles; ++i) ::chmod((*this / std::to_string(i)).c_str(), 0600);
     }));

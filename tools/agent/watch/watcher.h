@@ -91,6 +91,11 @@ class Watcher {
   void directory_made(const std::string& path) EXCLUDES(mu_);
   // Its thread, or one of its threads, waits for a file system and cannot be ended now.
   bool stuck() { return probe_.stuck(); }
+  // Its thread is at a watch() or barrier(): what a test waits for that has it stand still there.
+  bool answering() EXCLUDES(mu_) {
+    base::MutexLock lock(mu_);
+    return served_ != nullptr;
+  }
   MountProbe& probe() { return probe_; }
   // Somebody watches: without, those above need not be called.
   bool watching() const { return versions_.enabled(); }
