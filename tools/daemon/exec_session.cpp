@@ -92,7 +92,8 @@ struct ExecSession::Impl {
   int input_error GUARDED_BY(mu) = 0;               // the client is to be told
   std::size_t notices GUARDED_BY(mu) = 0;           // under way
 
-  api::CallToken attach_to(const std::shared_ptr<Impl>& self) EXCLUDES(mu);
+  api::CallToken attach_to(const std::shared_ptr<Impl>& self, bool early) EXCLUDES(mu);
+  bool attach_went_first() EXCLUDES(mu);
   void take_chunk(wire::ByteView bytes) EXCLUDES(mu);
   void take_records_locked() REQUIRES(mu);
   void pump(const SettleFn& settle) noexcept;
@@ -181,14 +182,23 @@ ExecSession::ExecSession(api::AgentLink& link, ControlConnection& client, std::s
     : impl_(std::make_shared<Impl>(link, client, std::move(name), log)) {}
 ExecSession::~ExecSession() = default;
 
-api::CallToken ExecSession::Impl::attach_to(const std::shared_ptr<Impl>& self) {
+bool ExecSession::Impl::attach_went_first() {
+  base::MutexLock lock(mu);
+  if (!ended || exited || broken || end_error != ECONNRESET || received != 0) return false;
+  ended = false;
+  end_error = 0;
+  return true;
+}
+
+api::CallToken ExecSession::Impl::attach_to(const std::shared_ptr<Impl>& self, bool early) {
   api::CallOptions options;
   options.no_deadline = true;
   options.lane = api::Lane::kBulk;
   options.credit = kWindow;
   options.manual_credit = true;
-  const auto token = link.call(wire::Method::kProcAttach, wire::encode(wire::ProcAttach{proc, 0, true, true}),
-                               std::make_unique<AttachSink<Impl>>(self), options);
+  const auto token =
+      link.call(wire::Method::kProcAttach, wire::encode(wire::ProcAttach{proc, 0, early, true}),
+                std::make_unique<AttachSink<Impl>>(self), options);
   bool bad = false;
   {
     base::MutexLock lock(mu);
@@ -483,7 +493,7 @@ void ExecSession::run(const nlohmann::json& request, Deadline deadline, const Se
   }
   // Asked for before the answer of the start, which costs a round trip less.
   const bool background = (start.flags & wire::kProcBackground) != 0;
-  const auto attach = background ? 0 : impl.attach_to(impl_);
+  auto attach = background ? 0 : impl.attach_to(impl_, true);
   auto started =
       sync_call<wire::ProcReply>(impl.link, wire::Method::kProcStart, start, deadline, Resend::kYes);
   if (!started && attach != 0) impl.link.cancel(attach);
@@ -506,6 +516,8 @@ void ExecSession::run(const nlohmann::json& request, Deadline deadline, const Se
         Clock::now() + 5s);
     return;
   }
+  // An agent that died before it started the command took the attach along; another one has started it.
+  if (impl.attach_went_first()) attach = impl.attach_to(impl_, false);
   (void)impl.client.write_json({{"started", {{"pid", started->pid}, {"proc", std::to_string(start.proc)}}}},
                                Clock::now() + 5s);
   if (background) return;

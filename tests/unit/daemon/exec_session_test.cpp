@@ -48,11 +48,16 @@ class ExecSessionTest : public ::testing::Test {
     client = std::make_unique<ControlConnection>(base::UniqueFd(fds[1]));
     link.serve(Method::kProcStart, [this](api::CallToken token, const wire::Bytes&) {
       attached_first = attach != 0;
+      if (hold_start) {
+        held_start = token;
+        return;
+      }
       link.end(token, start_error, wire::encode(wire::ProcReply{}));
     });
     link.serve(Method::kProcAttach, [this](api::CallToken token, const wire::Bytes& bytes) {
       const auto asked = wire::decode<wire::ProcAttach>(bytes);
-      EXPECT_TRUE(asked && asked->early && asked->settle);
+      EXPECT_TRUE(asked && asked->settle);
+      early = asked && asked->early;
       attach = token;
     });
     link.serve(Method::kProcSignal, [this](api::CallToken token, const wire::Bytes& bytes) {
@@ -107,6 +112,8 @@ class ExecSessionTest : public ::testing::Test {
   std::atomic<api::CallToken> attach{0};
   std::atomic<bool> attached_first{false};
   std::atomic<int> start_error{0};
+  std::atomic<bool> hold_start{false}, early{false};
+  std::atomic<api::CallToken> held_start{0};
   std::pair<std::uint64_t, std::uint64_t> settled;  // of the session's thread
   std::vector<int> signals;                         // of the link thread
   std::atomic<int> signalled{0};
@@ -133,6 +140,27 @@ TEST_F(ExecSessionTest, NothingIsAskedForAfterTheStart) {
   exits();
   EXPECT_EQ(next("exit")["code"], 0);
   EXPECT_EQ(settled, (std::pair<std::uint64_t, std::uint64_t>(7, 42)));
+}
+
+// The agent dies before it starts the command: the next one is asked for both.
+TEST_F(ExecSessionTest, AnotherAgentStartsTheCommand) {
+  hold_start = true;
+  runner = std::jthread([this] {
+    ExecSession session(link, *served, "docker:box", log);
+    session.run({{"argv", {"cat"}}}, soon(), [](std::uint64_t, std::uint64_t) {});
+  });
+  ASSERT_TRUE(eventually([this] { return attach != 0 && held_start != 0; }));
+  EXPECT_TRUE(early);
+  const auto first = attach.load();
+  link.do_now([&] {
+    link.end(first, ECONNRESET);  // as the link does: it stays with the agent that had it
+    link.end(held_start, 0, wire::encode(wire::ProcReply{}));
+  });
+  ASSERT_TRUE(next("started").is_object());
+  ASSERT_TRUE(eventually([&] { return attach != first; }));
+  EXPECT_FALSE(early);
+  exits();
+  EXPECT_EQ(next("exit")["code"], 0);
 }
 
 TEST_F(ExecSessionTest, AStartThatFailsTakesItsAttachAlong) {
