@@ -76,6 +76,7 @@ void answer_read(ReadContext& context, const wire::Read& call, channel::Responde
   if (call.length > wire::kMaxReadBytes || call.offset > kMaxOffset - call.length) {
     return responder.end(EINVAL);
   }
+  const Uncounted here(context.roots.uncounted(call.at.root));
   const auto as_of = Versions::process().now();
   auto source = open_source(context, call.at, open_to_read);
   if (!source) return responder.end(source.error().as_errno());
@@ -173,6 +174,7 @@ wire::ReadManyRecord read_whole(Result<OpenFile>& file, std::uint64_t limit) {
 void answer_read_many(ReadContext& context, const wire::ReadMany& call, channel::Responder& responder) {
   const std::uint64_t max_file = std::min<std::uint64_t>(call.max_file, wire::kMaxWriteBytes);
   std::uint64_t left = call.max_total;
+  const Uncounted here(context.roots.uncounted(call.root));
   OpenAhead files(context, call);
   wire::Bytes out;
   wire::Writer writer(out);
@@ -228,6 +230,7 @@ wire::StatResult stat_one(ReadContext& context, std::uint32_t root, const std::s
 
 void answer_stat_many(ReadContext& context, const wire::StatMany& call, channel::Responder& responder) {
   wire::StatManyReply reply;
+  const Uncounted here(context.roots.uncounted(call.root));
   reply.results.reserve(call.paths.size());
   std::size_t bytes = 0;
   for (const auto& path : call.paths) {

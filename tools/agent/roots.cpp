@@ -89,4 +89,9 @@ base::Result<RootPtr> RootTable::get(std::uint32_t number) {
   return roots_[number - 1];
 }
 
+bool RootTable::uncounted(std::uint32_t number) {
+  const auto root = get(number);
+  return root && (*root)->uncounted.load(std::memory_order_relaxed);
+}
+
 }  // namespace nearbox::agent

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -22,6 +23,7 @@ struct Root {
   base::UniqueFd dir;  // O_PATH
   std::string path;    // canonical, absolute
   wire::NodeId node;
+  mutable std::atomic<bool> uncounted{false};  // asked to be watched, which was not possible
 };
 using RootPtr = std::shared_ptr<const Root>;
 
@@ -38,6 +40,8 @@ class RootTable {
       EXCLUDES(mu_);
   // ESTALE: no such number.
   base::Result<RootPtr> get(std::uint32_t number) EXCLUDES(mu_);
+  // For Uncounted: what lies below it has no versions.
+  bool uncounted(std::uint32_t number) EXCLUDES(mu_);
 
  private:
   base::Result<void> make_directories(const std::string& path, std::string* made) const;

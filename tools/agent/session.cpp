@@ -35,7 +35,7 @@ Session::Session(const wire::SessionId& id, std::uint64_t instance, const Identi
           procs,
           [this](const wire::ProcExit& exit) { record(wire::EventKind::kProcExit, wire::encode(exit)); },
           log)),
-      op_context_{who_, roots, orphans},
+      op_context_{who_, roots, orphans, &watcher.own_writes()},
       executor_(
           [this](const wire::Op& op) {
             run_op(op);
@@ -118,7 +118,8 @@ void Session::run_op(const wire::Op& op) {
   const auto begun = watcher_.op_begins();
   auto done = apply_op(op_context_, op);
   if (done.attr.ino != 0 && changes_content(op, done)) {
-    done.attr.version = Versions::process().bump(wire::identity(done.attr));
+    const auto version = Versions::process().bump(wire::identity(done.attr));
+    if (!roots.uncounted(op.root) && version != 0) done.attr.version = version;
   }
   const bool tells = watched && (done.error == 0 || done.written > 0) && op.kind != wire::OpKind::kFsync;
   const auto change = tells ? own_change(op, done) : OwnChange{};

@@ -224,6 +224,7 @@ bool TreeWalk::may_expand(const Dir& dir) {
 }
 
 void TreeWalk::expand(const Dir& dir) {
+  const Uncounted here(root_->uncounted.load(std::memory_order_relaxed));
   if (dir.own_mount) {
     auto block = head_of(dir.path, wire::kTreePseudo | wire::kTreeCrossed);
     block.attr.mode = S_IFDIR | 0755;

@@ -20,14 +20,18 @@
 #include "tools/agent/watch/done_ops.h"
 #include "tools/agent/watch/looker.h"
 #include "tools/agent/watch/mount_probe.h"
+#include "tools/agent/watch/own_writes.h"
+#include "tools/agent/watch/storms.h"
 
 namespace nearbox::agent {
 
 inline constexpr std::chrono::milliseconds kBatch{5};     // between two rounds of looks under load
 inline constexpr std::size_t kLooksAtOnce = 512;          // then the kernel's queue is read again
+inline constexpr std::chrono::milliseconds kReadFor{20};  // then what was read is looked at
 inline constexpr std::size_t kMaxOwnChanges = 64 * 1024;  // of this agent, not told to others yet
 inline constexpr std::size_t kMaxWatchCalls = 1024;       // watch() and barrier() waiting
-inline constexpr std::size_t kMaxQueuedBytes = 48 << 20;  // 2 M events in the kernel: taken for an overflow
+inline constexpr std::size_t kMaxQueuedBytes =
+    48 << 20;  // 2 M events in the kernel: then no names are looked at
 inline constexpr std::chrono::seconds kWatchDeadline{60};
 inline constexpr std::chrono::milliseconds kLostAgain{500};  // at most so often, but at barriers
 inline constexpr std::chrono::seconds kIncompleteAgain{5};   // how often what is not watched is read again
@@ -50,7 +54,8 @@ struct OwnChange {
 //          last watch ends: the thread then sleeps.
 // Threads: any may call. All looking and telling is done by its thread; mu_ is held while a client's log
 //          is written to (which is memory), never across a look.
-// Bounds:  those of Coalescer and the sources. A client that does not take its events gets one kLost for
+// Bounds:  those of Coalescer, Storms and the sources. A client that does not take its events gets one kLost
+// for
 //          what it missed instead; what overflows otherwise is one kLost for every root, and every
 //          version counts as changed.
 // Order:   states that were looked at later are told later. An operation of this agent is told to its own
@@ -62,6 +67,7 @@ class Watcher {
   struct Limits {
     std::size_t dirs = kMaxDirs;
     std::size_t queued_bytes = kMaxQueuedBytes;
+    std::size_t names_per_dir = kMaxNamesPerDir;
   };
   explicit Watcher(base::Logger& log) : Watcher(log, Versions::process(), Limits{}) {}
   Watcher(base::Logger& log, Versions& versions, const Limits& limits);
@@ -91,6 +97,7 @@ class Watcher {
   // Its thread, or one of its threads, waits for a file system and cannot be ended now.
   bool stuck() { return probe_.stuck(); }
   MountProbe& probe() { return probe_; }
+  OwnWrites& own_writes() { return own_writes_; }
   // Somebody watches: without, those above need not be called.
   bool watching() const { return versions_.enabled(); }
 
@@ -157,7 +164,8 @@ class Watcher {
                    std::vector<bool>& overtaken) REQUIRES(mu_);
   void look_again(const Seen& seen);
   void tell_lost_dirs(const std::vector<LostDir>& lost) EXCLUDES(mu_);
-  void tell_lost(std::size_t index, const std::string& path, bool content) EXCLUDES(mu_);
+  void tell_lost(std::size_t index, const std::string& path, bool content, bool deep = true) EXCLUDES(mu_);
+  void tell_storms(bool all) EXCLUDES(mu_);
   bool give_locked(Subscription& to, wire::EventKind kind, wire::Bytes body) REQUIRES(mu_);
   void everything_lost(const char* why);
   void retry_unwatched();
@@ -180,6 +188,7 @@ class Watcher {
   std::vector<Own> own_ GUARDED_BY(mu_);
   bool own_lost_ GUARDED_BY(mu_) = false;
   DoneOps done_;  // all but now() under mu_
+  OwnWrites own_writes_;
   bool forgot_ GUARDED_BY(mu_) = false;
   bool stopping_ GUARDED_BY(mu_) = false;
 
@@ -188,6 +197,7 @@ class Watcher {
   std::unique_ptr<WatchSource> inotify_;
   Coalescer names_;
   Looker looker_;
+  Storms storms_;
   Clock::time_point last_round_{};
   bool overflowed_ = false;
   const char* why_lost_ = "";
