@@ -76,7 +76,7 @@ void answer_read(ReadContext& context, const wire::Read& call, channel::Responde
   if (call.length > wire::kMaxReadBytes || call.offset > kMaxOffset - call.length) {
     return responder.end(EINVAL);
   }
-  const Uncounted here(context.roots.uncounted(call.at.root));
+  const Uncounted here(context.roots.uncounted(call.at.root, call.at.path));
   const auto as_of = Versions::process().now();
   auto source = open_source(context, call.at, open_to_read);
   if (!source) return responder.end(source.error().as_errno());
@@ -174,12 +174,12 @@ wire::ReadManyRecord read_whole(Result<OpenFile>& file, std::uint64_t limit) {
 void answer_read_many(ReadContext& context, const wire::ReadMany& call, channel::Responder& responder) {
   const std::uint64_t max_file = std::min<std::uint64_t>(call.max_file, wire::kMaxWriteBytes);
   std::uint64_t left = call.max_total;
-  const Uncounted here(context.roots.uncounted(call.root));
   OpenAhead files(context, call);
   wire::Bytes out;
   wire::Writer writer(out);
   for (std::size_t i = 0; i < call.items.size(); ++i) {
     auto file = files.take(i);
+    const Uncounted here(context.roots.uncounted(call.root, call.items[i].path));
     auto record = read_whole(file, std::min(max_file, left));
     record.index = static_cast<std::uint32_t>(i);
     left -= std::min<std::uint64_t>(left, record.data.size());
@@ -209,6 +209,7 @@ wire::StatResult stat_one(ReadContext& context, std::uint32_t root, const std::s
     result.error = place.error().as_errno();
     return result;
   }
+  const Uncounted here(context.roots.uncounted(root, path));
   const auto as_of = Versions::process().now();
   auto st = stat_place(*place, {});
   if (!st) {
@@ -230,7 +231,6 @@ wire::StatResult stat_one(ReadContext& context, std::uint32_t root, const std::s
 
 void answer_stat_many(ReadContext& context, const wire::StatMany& call, channel::Responder& responder) {
   wire::StatManyReply reply;
-  const Uncounted here(context.roots.uncounted(call.root));
   reply.results.reserve(call.paths.size());
   std::size_t bytes = 0;
   for (const auto& path : call.paths) {

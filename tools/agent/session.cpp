@@ -119,7 +119,7 @@ void Session::run_op(const wire::Op& op) {
   auto done = apply_op(op_context_, op);
   if (done.attr.ino != 0 && changes_content(op, done)) {
     const auto version = Versions::process().bump(wire::identity(done.attr));
-    if (!roots.uncounted(op.root) && version != 0) done.attr.version = version;
+    if (!roots.uncounted(op.root, op.path) && version != 0) done.attr.version = version;
   }
   const bool tells = watched && (done.error == 0 || done.written > 0) && op.kind != wire::OpKind::kFsync;
   const auto change = tells ? own_change(op, done) : OwnChange{};
@@ -138,11 +138,19 @@ void Session::run_op(const wire::Op& op) {
 base::Result<wire::WatchReply> Session::watch(const wire::Watch& call) {
   auto root = roots.get(call.root);
   if (!root) return std::move(root).error();
-  return watcher_.watch(this, events, call.root, *root, Clock::now() + kWatchDeadline);
+  auto watched = watcher_.watch(this, events, call.root, *root, Clock::now() + kWatchDeadline);
+  if (watched) roots.set_counted((*root)->path, watched->kind != wire::WatchKind::kNone);
+  return watched;
 }
 
 base::Result<wire::BarrierReply> Session::barrier(const wire::Barrier& call) {
   return watcher_.barrier(this, call.root, Clock::now() + kWatchDeadline);
+}
+
+base::Result<wire::MountsReply> Session::mounts_below(const wire::Mounts& call) {
+  auto root = roots.get(call.root);
+  if (!root) return std::move(root).error();
+  return watcher_.mounts(*root);
 }
 
 base::Result<wire::RootReply> Session::open_root(const wire::RootOpen& call) {
@@ -318,7 +326,7 @@ void Session::run_tree(const wire::Tree& request, const void* connection, channe
   if (!root) return responder.end(root.error().as_errno());
   wire::TreeReply reply;
   reply.seq = events.last_seq();
-  auto started = TreeWalk::start(std::move(*root), request, &watcher_.probe());
+  auto started = TreeWalk::start(std::move(*root), request, &watcher_.probe(), &roots);
   if (!started) return responder.end(started.error().as_errno());
   const std::shared_ptr<TreeWalk> walk = std::move(*started);
   std::list<Walking>::iterator here;

@@ -279,7 +279,12 @@ void InotifySource::take(const struct inotify_event& event, std::string_view nam
     const auto is_dir = [&](const RootPtr& root) { return root && root->node == dir; };
     overflow_ = overflow_ || (name.empty() && std::any_of(roots_.begin(), roots_.end(), is_dir));
   }
-  deferred_.push_back({dir, std::string(name), flags});
+  // What happens to one name in a row is one reason to look.
+  if (!deferred_.empty() && deferred_.back().dir == dir && deferred_.back().name == name) {
+    deferred_.back().flags |= flags;
+  } else {
+    deferred_.push_back({dir, std::string(name), flags});
+  }
 }
 
 void InotifySource::moved(const struct inotify_event& event, wire::NodeId dir, std::string_view name,

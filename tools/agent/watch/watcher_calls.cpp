@@ -35,7 +35,6 @@ void Watcher::serve_calls() {
 void Watcher::add_watch(Call& call) {
   look_at_mounts();
   auto index = add_root(call.root);
-  call.root->uncounted.store(!index);
   base::MutexLock lock(mu_);
   if (call.given_up) {  // its log may be gone
     forgot_ = true;
