@@ -104,6 +104,8 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
     std::uint64_t watch_tried = 0;       // generation, while a scan goes over all of them
     std::uint32_t watch_root = 0;
     wire::NodeId node{};
+    wire::MountsReply mounts;
+    bool asks_mounts = false;
     bool watched(std::uint64_t now) const {
       return watch != wire::WatchKind::kNone && watch_generation == now;
     }
@@ -271,6 +273,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   void recheck_step();
   void rechecked(NodeIndex dir, int error, const std::set<NodeIndex>& skipped) EXCLUDES(mu);
   void barrier(const CompletionPtr& whose, Deadline deadline);
+  void ask_mounts(const std::string& path) EXCLUDES(mu);
   void barrier_answered(const std::shared_ptr<Barriers>& all, int error, wire::ByteView payload);
   void barrier_handled(const std::shared_ptr<Barriers>& all, int error);
   void barrier_rechecked(const CompletionPtr& whose);

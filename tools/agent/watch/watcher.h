@@ -82,6 +82,8 @@ class Watcher {
   // Errors:  EOPNOTSUPP: this root is not watched; else as above.
   base::Result<wire::BarrierReply> barrier(const void* owner, std::uint32_t number,
                                            Clock::time_point deadline) EXCLUDES(mu_);
+  // What else is mounted below a root, and how it is watched.
+  wire::MountsReply mounts(const RootPtr& root) EXCLUDES(mu_);
   // Nothing of the owner is used when it returns, and its calls have returned or will at once: ESHUTDOWN.
   void forget(const void* owner) EXCLUDES(mu_);
 
