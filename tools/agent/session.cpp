@@ -95,6 +95,13 @@ bool changes_content(const wire::Op& op, const wire::OpDone& done) {
   }
 }
 
+// Whether it changes bytes of a node that is there.
+bool writes(const wire::Op& op) {
+  const bool bytes = op.kind == wire::OpKind::kWrite || op.kind == wire::OpKind::kAppend ||
+                     op.kind == wire::OpKind::kTruncate || op.kind == wire::OpKind::kFallocate;
+  return bytes && op.expect.ino != 0;
+}
+
 }  // namespace
 
 OwnChange Session::own_change(const wire::Op& op, const wire::OpDone& done) {
@@ -116,22 +123,30 @@ void Session::run_op(const wire::Op& op) {
   if (poisoned()) return;  // its client starts anew
   const bool watched = watcher_.watching();
   const auto begun = watcher_.op_begins();
+  std::optional<Watcher::Writing> writing;
+  if (watched && writes(op)) writing.emplace(watcher_, this, op.expect);
   auto done = apply_op(op_context_, op);
   if (done.attr.ino != 0 && changes_content(op, done)) {
     const auto version = Versions::process().bump(wire::identity(done.attr));
     if (!roots.uncounted(op.root, op.path) && version != 0) done.attr.version = version;
   }
   const bool tells = watched && (done.error == 0 || done.written > 0) && op.kind != wire::OpKind::kFsync;
-  const auto change = tells ? own_change(op, done) : OwnChange{};
+  const auto change = tells || writing ? own_change(op, done) : OwnChange{};
   if (tells) watcher_.op_applied(this, change);
   if (poisoned()) return;
   if (base::fault::active("agent.crash_after_apply", op.path)) std::abort();
-  if (!tells) return record(wire::EventKind::kOpDone, wire::encode(done));
+  if (!tells) {
+    record(wire::EventKind::kOpDone, wire::encode(done));
+    if (!writing) return;
+    writing.reset();
+    return watcher_.op_told(begun, change);  // what was not told meanwhile
+  }
   bool recorded = false;
   auto body = wire::encode(done);
   watcher_.op_recorded(this, change,
                        [&] { recorded = events.append(wire::EventKind::kOpDone, std::move(body)) != 0; });
   if (!recorded) return poison("event log full");
+  writing.reset();
   watcher_.op_told(begun, change);
 }
 

@@ -94,6 +94,21 @@ class Watcher {
   void op_recorded(const void* owner, const OwnChange& change, const std::function<void()>& append)
       EXCLUDES(mu_);
   void op_told(std::uint64_t begun, OwnChange change) EXCLUDES(mu_);
+  // While one exists, an operation of `owner` writes this node: what a look beside it shows without anybody
+  // else having changed the content is half of its result, and not told to its client. Afterwards op_told().
+  class Writing {
+   public:
+    Writing(Watcher& watcher, const void* owner, wire::NodeId node);
+    ~Writing();
+    Writing(const Writing&) = delete;
+    Writing& operator=(const Writing&) = delete;
+
+   private:
+    Watcher& watcher_;
+    const void* const owner_;
+    const wire::NodeId node_;
+    const std::uint64_t version_;
+  };
   // This agent made a directory (absolute path), and perhaps others below it, by other means.
   void directory_made(const std::string& path) EXCLUDES(mu_);
   // Its thread, or one of its threads, waits for a file system and cannot be ended now.
@@ -164,6 +179,7 @@ class Watcher {
   void tell(std::vector<Seen>& seen, const void* except = nullptr) EXCLUDES(mu_);
   void tell_locked(Subscription& to, std::size_t index, const std::vector<Seen>& seen,
                    std::vector<bool>& overtaken) REQUIRES(mu_);
+  bool writing_locked(const void* owner, const wire::Attr& attr) const REQUIRES(mu_);
   void look_again(const Seen& seen);
   void tell_lost_dirs(const std::vector<LostDir>& lost) EXCLUDES(mu_);
   void tell_lost(std::size_t index, const std::string& path, bool content, bool deep = true) EXCLUDES(mu_);
@@ -191,6 +207,7 @@ class Watcher {
   bool own_lost_ GUARDED_BY(mu_) = false;
   DoneOps done_;  // all but now() under mu_
   OwnWrites own_writes_;
+  std::vector<const Writing*> writing_ GUARDED_BY(mu_);  // as many as there are threads for it
   bool forgot_ GUARDED_BY(mu_) = false;
   bool stopping_ GUARDED_BY(mu_) = false;
 
