@@ -67,8 +67,8 @@ void Watcher::tell_locked(Subscription& to, std::size_t index, const std::vector
       overtaken[i] = true;
       continue;
     }
-    if (one.listing == 0 && writing_locked(to.owner, one.state.attr))
-      continue;  // told by its OpDone, and again
+    // Told by its OpDone, and again.
+    if (one.listing == 0 && writing_locked(to.owner, one.state.attr)) continue;
     const auto cost = cost_of(one.state);
     if (bytes + cost > kEventBudget || changed.states.size() >= wire::kMaxNameStates) flush();
     bytes += cost;
