@@ -104,6 +104,7 @@ class Watcher {
     Writing& operator=(const Writing&) = delete;
 
    private:
+    friend class Watcher;
     Watcher& watcher_;
     const void* const owner_;
     const wire::NodeId node_;
