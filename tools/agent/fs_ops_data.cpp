@@ -35,7 +35,7 @@ Result<void> fill_attr(int fd, wire::OpDone& done) {
 Result<void> fill_before(int fd, wire::OpDone& done) {
   auto st = stat_fd(fd);
   if (!st) return std::move(st).error();
-  done.before = make_attr(*st);
+  done.before = make_attr_before(*st);
   return {};
 }
 

@@ -112,6 +112,12 @@ bool racy(const Stat& st) {
 
 wire::Attr make_attr(const Stat& st) { return make_attr(st, Versions::process().now()); }
 
+wire::Attr make_attr_before(const Stat& st) {
+  auto attr = make_attr(st);
+  attr.version = Versions::process().of(node_of(st));
+  return attr;
+}
+
 wire::Attr make_attr(const Stat& st, std::uint64_t as_of) {
   wire::Attr attr;
   attr.ino = st.st_ino;
