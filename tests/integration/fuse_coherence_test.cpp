@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Who sees what of changes that others made, in the sandbox or through another mount.
 #include <fcntl.h>
+#include <utility>
 
 #include "tests/integration/fuse_world.h"
 
@@ -213,14 +214,20 @@ TEST_F(MountTest, OwnWritesDoNotHideWhatOthersWroteBefore) {
     ASSERT_TRUE(session->wait_invalidated(Clock::now() + 10s));
   }
   // Own changes alone are told to nobody: their pages stay.
-  const auto read_before = session->stats().bytes_read;
+  auto requests = session->stats().requests;
+  int quiet = 0;  // what was closed is released some time later
+  ASSERT_TRUE(eventually([&] {
+    const auto now = session->stats().requests;
+    quiet = std::exchange(requests, now) == now ? quiet + 1 : 0;
+    return quiet >= 20;
+  }));
   const base::UniqueFd own(::open((mnt + "/write").c_str(), O_RDWR | O_CLOEXEC));
   for (int i = 0; i < 10; ++i) ASSERT_EQ(::pwrite(own.get(), "c", 1, kPage + i), 1);
   ASSERT_TRUE(session->wait_invalidated(Clock::now() + 10s));
   char byte = 0;
   ASSERT_EQ(::pread(own.get(), &byte, 1, 0), 1);
   EXPECT_EQ(byte, 'f');
-  EXPECT_EQ(session->stats().bytes_read, read_before);
+  EXPECT_LE(session->stats().requests - requests, 12u);
 }
 
 }  // namespace
