@@ -59,6 +59,44 @@ void BarrierReply_fields(Ar& ar, M& m) {
 }
 NEARBOX_FIELDS(BarrierReply)
 
+// kMounts: the other file systems below the root.
+struct Mounts {
+  std::uint32_t root = 0;
+};
+template <class Ar, class M>
+void Mounts_fields(Ar& ar, M& m) {
+  ar.num(m.root);
+}
+NEARBOX_FIELDS(Mounts)
+
+enum class MountHow : std::uint8_t {
+  kWatched = 0,    // like what surrounds it
+  kUnwatched = 1,  // what changes there is found by reading it again at each barrier
+  kForeign = 2,    // others change it without a word: the same
+  kEmpty = 3,      // of the kernel's state, or of nearbox itself: shown as an empty directory
+};
+
+struct MountBelow {
+  std::string path;  // absolute
+  std::string type;
+  MountHow how = MountHow::kWatched;
+};
+template <class Ar, class M>
+void MountBelow_fields(Ar& ar, M& m) {
+  ar.bytes(m.path, kMaxPath), ar.bytes(m.type, kMaxName), ar.num(m.how);
+}
+NEARBOX_FIELDS(MountBelow)
+
+struct MountsReply {
+  std::vector<MountBelow> mounts;  // by path
+  std::uint32_t left_out = 0;      // of more than kMaxMountsTold
+};
+template <class Ar, class M>
+void MountsReply_fields(Ar& ar, M& m) {
+  ar.list(m.mounts, kMaxMountsTold), ar.num(m.left_out);
+}
+NEARBOX_FIELDS(MountsReply)
+
 enum NameFlags : std::uint8_t {
   kNameFresh = 1,   // a directory whose whole listing follows in states of this event and the next ones,
                     // begun empty: whatever the client had below the node is forgotten

@@ -124,6 +124,7 @@ enum class Method : std::uint16_t {
   kReadLink = 17,    // PathCall → End BytesReply
   kWatch = 18,       // Watch → End WatchReply (changes.h); once more: another WatchReply, the same watch
   kBarrier = 19,     // Barrier → End BarrierReply
+  kMounts = 20,      // Mounts → End MountsReply
   // notes
   kApply = 32,         // Apply: operations; each is acknowledged by an Event
   kConfirm = 33,       // Confirm: events up to seq are durable here, forget them; new nonce

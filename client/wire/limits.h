@@ -28,6 +28,7 @@ inline constexpr std::size_t kMaxStatMany = 4096;
 inline constexpr std::size_t kMaxArgs = 4096;
 inline constexpr std::size_t kMaxArgBytes = 128 * 1024;  // MAX_ARG_STRLEN
 inline constexpr std::size_t kMaxEnv = 4096;
+inline constexpr std::size_t kMaxMountsTold = 64;
 inline constexpr std::size_t kMaxProcs = 1024;
 inline constexpr std::size_t kMaxEventBytes = kMaxFramePayload;  // one event
 inline constexpr std::uint64_t kMaxCredit = 256ull * 1024 * 1024;

@@ -136,8 +136,12 @@ class TreeStore {
     std::uint64_t looking_again = 0;                   // directories about to be listed again
     std::uint64_t changed = 0, lost = 0, unknown = 0;  // states and losses told; of unknown directories
     EventStream::Position position;
+    std::vector<wire::MountBelow> mounts;  // below what is loaded, as of the last ask_mounts(); by path
+    std::uint64_t mounts_left_out = 0;
   };
   WatchStatus watch_status() const;
+  // Has the agent say what is mounted below what is loaded. At most once at a time.
+  void ask_mounts();
 
   void add_listener(ChangeListener* listener);
   void remove_listener(ChangeListener* listener);  // no call is running when it returns

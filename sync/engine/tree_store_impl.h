@@ -104,6 +104,8 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
     std::uint64_t watch_tried = 0;       // generation, while a scan goes over all of them
     std::uint32_t watch_root = 0;
     wire::NodeId node{};
+    wire::MountsReply mounts;
+    bool asks_mounts = false;
     bool watched(std::uint64_t now) const {
       return watch != wire::WatchKind::kNone && watch_generation == now;
     }
@@ -286,6 +288,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   };
   void barrier(const CompletionPtr& whose, Deadline deadline, Passed passed);
   void await_events(const std::shared_ptr<Barriers>& all);
+  void ask_mounts(const std::string& path) EXCLUDES(mu);
   void barrier_answered(const std::shared_ptr<Barriers>& all, int error, wire::ByteView payload);
   void barrier_handled(const std::shared_ptr<Barriers>& all, int error);
   void barrier_rechecked(const CompletionPtr& whose);

@@ -106,6 +106,7 @@ void TreeStore::Impl::watch_over(const std::string& path, std::uint64_t for_gene
     subtree.watch_root = root.root;
     subtree.node = node;
   }
+  ask_mounts(path);
   if (kind == wire::WatchKind::kNone) {
     log.warn("event=not_watched errno=" + std::to_string(error));
   } else {
@@ -113,6 +114,26 @@ void TreeStore::Impl::watch_over(const std::string& path, std::uint64_t for_gene
              (kind == wire::WatchKind::kFanotify ? "fanotify" : "inotify") +
              " directories=" + std::to_string(reply.directories));
   }
+}
+
+void TreeStore::Impl::ask_mounts(const std::string& path) {
+  std::uint32_t root = 0;
+  {
+    base::MutexLock lock(mu);
+    const auto found = subtrees.find(path);
+    if (found == subtrees.end() || found->second.watch_root == 0 || found->second.asks_mounts) return;
+    found->second.asks_mounts = true;
+    root = found->second.watch_root;
+  }
+  unary(wire::Method::kMounts, wire::encode(wire::Mounts{root}), Clock::now() + kCallDeadline,
+        [this, path](int error, wire::ByteView payload) {
+          auto reply = error == 0 ? wire::decode<wire::MountsReply>(payload) : std::nullopt;
+          base::MutexLock lock(mu);
+          const auto found = subtrees.find(path);
+          if (found == subtrees.end()) return;
+          found->second.asks_mounts = false;
+          if (reply) found->second.mounts = std::move(*reply);
+        });
 }
 
 // ---- states
@@ -437,13 +458,27 @@ void TreeStore::barrier(std::uint64_t instance, std::uint64_t seq, Deadline dead
   if (!asked) impl_->finish_soon(whose, EAGAIN);
 }
 
+void TreeStore::ask_mounts() {
+  std::vector<std::string> paths;
+  const Impl::Use use(*impl_);
+  if (!use) return;
+  {
+    base::MutexLock lock(impl_->mu);
+    for (const auto& [path, subtree] : impl_->subtrees) paths.push_back(path);
+  }
+  for (const auto& path : paths) impl_->ask_mounts(path);
+}
+
 TreeStore::WatchStatus TreeStore::watch_status() const {
   WatchStatus status;
+  std::map<std::string, wire::MountBelow> told;  // subtrees lie within one another
   status.kind = wire::WatchKind::kFanotify;
   {
     base::MutexLock lock(impl_->mu);
     for (const auto& [path, subtree] : impl_->subtrees) {
       ++status.subtrees;
+      for (const auto& mount : subtree.mounts.mounts) told.emplace(mount.path, mount);
+      status.mounts_left_out += subtree.mounts.left_out;
       if (subtree.watched(impl_->generation)) {
         ++status.watched;
         if (subtree.watch != wire::WatchKind::kFanotify && status.kind != wire::WatchKind::kNone)
@@ -455,6 +490,13 @@ TreeStore::WatchStatus TreeStore::watch_status() const {
     }
     if (status.subtrees == 0) status.kind = wire::WatchKind::kNone;
     status.looking_again = impl_->rechecks.size();
+  }
+  for (auto& [path, mount] : told) {
+    if (status.mounts.size() < wire::kMaxMountsTold) {
+      status.mounts.push_back(std::move(mount));
+    } else {
+      ++status.mounts_left_out;
+    }
   }
   status.changed = impl_->changed_states;
   status.lost = impl_->lost_told;

@@ -20,7 +20,8 @@ using AllMessages =
                wire::ProcStart, wire::ProcReply, wire::ProcAttach, wire::ProcOutput, wire::ProcInput,
                wire::ProcInputReply, wire::ProcSignal, wire::ProcResize, wire::ProcConsumed, wire::ProcForget,
                wire::ProcInfo, wire::ProcListReply, wire::Watch, wire::WatchReply, wire::Barrier,
-               wire::BarrierReply, wire::NameState, wire::Changed, wire::Lost>;
+               wire::BarrierReply, wire::NameState, wire::Changed, wire::Lost, wire::Mounts, wire::MountBelow,
+               wire::MountsReply>;
 
 // Calls fn.template operator()<M>(index) for each of them.
 template <class F, std::size_t... I>

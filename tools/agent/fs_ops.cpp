@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include "tools/agent/fs_ops_detail.h"
+#include "tools/agent/versions.h"
 
 namespace nearbox::agent {
 namespace detail {
@@ -103,6 +104,7 @@ Result<void> dispatch(OpContext& context, const wire::Op& op, wire::OpDone& done
 wire::OpDone apply_op(OpContext& context, const wire::Op& op) noexcept {
   wire::OpDone done;
   done.op_id = op.op_id;
+  const Uncounted here(context.roots.uncounted(op.root, op.path));
   try {
     if (auto result = detail::dispatch(context, op, done); !result) done.error = result.error().as_errno();
   } catch (const std::exception&) {  // allocation

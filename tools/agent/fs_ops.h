@@ -5,6 +5,7 @@
 #include "tools/agent/orphans.h"
 #include "tools/agent/passwd.h"
 #include "tools/agent/roots.h"
+#include "tools/agent/watch/own_writes.h"
 
 namespace nearbox::agent {
 
@@ -13,6 +14,7 @@ struct OpContext {
   const Identity& who;
   RootTable& roots;
   OrphanTable& orphans;
+  OwnWrites* own_writes = nullptr;  // if the watcher has to be told of them
 };
 
 // Applies one operation and says how it went. Blocking file system calls only.

@@ -76,7 +76,7 @@ constexpr std::uint32_t kTimes = wire::kSetMtime | wire::kSetAtime | wire::kSetM
 Result<void> do_set_attr(OpContext& context, const wire::Op& op, wire::OpDone& done) {
   auto target = target_of(context, op);
   if (!target) return std::move(target).error();
-  done.before = make_attr(target->st);
+  done.before = make_attr_before(target->st);
   if ((op.set_mask & (wire::kSetUid | wire::kSetGid)) != 0) {  // before the mode: it clears set-id bits
     const auto owner = owner_of(context, op);
     const auto none = static_cast<uid_t>(-1);

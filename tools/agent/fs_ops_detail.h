@@ -55,6 +55,7 @@ struct DataFile {
   OrphanTable::FdPtr kept;
   base::UniqueFd own;
   int fd = -1;
+  Place place;  // of a fresh one
 };
 Result<DataFile> open_data(OpContext& context, const wire::Op& op, int flags);
 

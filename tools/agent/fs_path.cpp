@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/agent/fs_path.h"
 
+#include <algorithm>
 #include <atomic>
+#include <ctime>
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <sys/syscall.h>
@@ -75,17 +77,46 @@ int type_error(mode_t mode) {
 
 namespace {
 
+constexpr std::int64_t kSecond = 1'000'000'000;
+
 // Tests run with clocks of files that step as coarsely as those of other kernels and file systems.
-std::int64_t as_coarse(std::int64_t ns) {
-  std::int64_t step = 1;
-  if (base::fault::active("agent.coarse_times", "4ms")) step = 4'000'000;
-  if (base::fault::active("agent.coarse_times", "1s")) step = 1'000'000'000;
-  return ns - ns % step;
+std::int64_t coarse_step() {
+  if (base::fault::active("agent.coarse_times", "4ms")) return 4'000'000;
+  if (base::fault::active("agent.coarse_times", "1s")) return kSecond;
+  return 1;
+}
+
+std::int64_t as_coarse(std::int64_t ns) { return ns - ns % coarse_step(); }
+
+// How far two changes can lie apart that leave a file the same time.
+std::int64_t tick_of(std::int64_t ctime_ns) {
+  static const std::int64_t kernel_tick = [] {
+    struct timespec tick {};
+    const bool known = ::clock_getres(CLOCK_REALTIME_COARSE, &tick) == 0 && tick.tv_sec == 0;
+    return known ? std::int64_t{tick.tv_nsec} : 10'000'000;
+  }();
+  // Some file systems keep whole seconds.
+  const auto whole = ctime_ns % kSecond == 0 ? kSecond : 1;
+  return std::max({kernel_tick, coarse_step(), whole});
+}
+
+// The next change may leave all that a look shows as it is. Two ticks: the clock of file times steps behind
+// the one that is asked.
+bool racy(const Stat& st) {
+  if (!S_ISREG(st.st_mode) || base::fault::active("agent.no_racy_rule")) return false;
+  const auto changed = as_coarse(nanoseconds(st.st_ctim));
+  return changed >= st.looked_ns - 2 * tick_of(changed);
 }
 
 }  // namespace
 
 wire::Attr make_attr(const Stat& st) { return make_attr(st, Versions::process().now()); }
+
+wire::Attr make_attr_before(const Stat& st) {
+  auto attr = make_attr(st);
+  attr.version = Versions::process().of(node_of(st));
+  return attr;
+}
 
 wire::Attr make_attr(const Stat& st, std::uint64_t as_of) {
   wire::Attr attr;
@@ -101,7 +132,10 @@ wire::Attr make_attr(const Stat& st, std::uint64_t as_of) {
   attr.mtime_ns = as_coarse(nanoseconds(st.st_mtim));
   attr.ctime_ns = as_coarse(nanoseconds(st.st_ctim));
   attr.birth = st.birth;
-  attr.version = Versions::process().of(node_of(st), as_of);
+  auto& versions = Versions::process();
+  attr.version = versions.of(node_of(st), as_of);
+  // Nobody counts there: what size and times cannot tell yet is something else each time it is looked at.
+  if (attr.version == 0 && racy(st)) attr.version = versions.unique();
   return attr;
 }
 

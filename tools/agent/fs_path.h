@@ -20,6 +20,9 @@ namespace nearbox::agent {
 // before the stat, or of before the bytes were read that go with them.
 wire::Attr make_attr(const Stat& st, std::uint64_t as_of);
 wire::Attr make_attr(const Stat& st);  // as of now
+// What an operation finds, for OpDone::before: by sizes and times where nobody counts, however young. What
+// hides behind them is looked at again all the same: the attributes afterwards are those of a young file.
+wire::Attr make_attr_before(const Stat& st);
 
 // Opens `path` (valid_path(); "" is the root itself) below `root`. A trailing symlink is opened
 // itself with O_PATH | O_NOFOLLOW, else ELOOP. Never blocks on a FIFO for O_RDONLY.

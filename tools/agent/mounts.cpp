@@ -108,11 +108,12 @@ MountTable MountTable::parse(std::string_view mountinfo) {
     const bool ours =
         type.find("nearbox") != std::string::npos || point.source.find("nearbox") != std::string::npos;
     if (fuse && ours) {
-      table.own_.insert(point.path);
+      table.own_[point.path] = type;
       continue;
     }
     const bool foreign = foreign_type(type) || base::fault::active("agent.foreign_mount", point.path);
-    table.points_[point.path] = {point.path, point.dev, point.id, point.root, point.path != "/" && foreign};
+    table.points_[point.path] = {point.path, point.dev, point.id, point.root, point.path != "/" && foreign,
+                                 type};
   }
   for (auto& [path, mounted] : table.points_) {  // those above come first
     mounted.foreign = mounted.foreign || table.foreign(std::string_view(path).substr(0, path.rfind('/')));
@@ -137,6 +138,23 @@ std::vector<Mounted> MountTable::below(const std::string& directory) const {
   for (auto it = points_.lower_bound(start); it != points_.end() && it->first.rfind(start, 0) == 0; ++it) {
     if (it->first.size() > start.size() && !pseudo_device(it->second.dev)) found.push_back(it->second);
   }
+  return found;
+}
+
+std::vector<wire::MountBelow> MountTable::told_below(const std::string& directory) const {
+  const std::string start = directory == "/" ? directory : directory + "/";
+  std::vector<wire::MountBelow> found;
+  for (auto it = points_.lower_bound(start); it != points_.end() && it->first.rfind(start, 0) == 0; ++it) {
+    if (it->first.size() == start.size()) continue;
+    const auto how = pseudo_device(it->second.dev) ? wire::MountHow::kEmpty
+                     : it->second.foreign          ? wire::MountHow::kForeign
+                                                   : wire::MountHow::kWatched;
+    found.push_back({it->first, it->second.type, how});
+  }
+  for (auto it = own_.lower_bound(start); it != own_.end() && it->first.rfind(start, 0) == 0; ++it) {
+    found.push_back({it->first, it->second, wire::MountHow::kEmpty});
+  }
+  std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.path < b.path; });
   return found;
 }
 

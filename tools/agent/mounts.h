@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "client/wire/changes.h"
 #include "client/wire/messages.h"
 
 namespace nearbox::agent {
@@ -21,6 +22,7 @@ struct Mounted {
   std::uint64_t id = 0;  // used again by the kernel
   std::string root;      // the directory of the file system that shows there
   bool foreign = false;  // MountTable::foreign()
+  std::string type = {};
   auto operator<=>(const Mounted&) const = default;
 };
 
@@ -40,6 +42,8 @@ class MountTable {
   bool any_own() const { return !own_.empty(); }
   // What is mounted below a directory, holds files and is not ours; by path.
   std::vector<Mounted> below(const std::string& directory) const;
+  // All that is mounted below it, by path, for kMounts.
+  std::vector<wire::MountBelow> told_below(const std::string& directory) const;
   std::uint64_t device_at(std::string_view mountpoint) const;  // 0: nothing is mounted there
   // Whether this lies on a file system that others change without a word to this kernel, or that may not
   // answer: of the network, of the host, of a process. Not so the one mounted at "/": it is the sandbox's.
@@ -49,7 +53,7 @@ class MountTable {
 
  private:
   std::unordered_map<std::uint64_t, bool> pseudo_;
-  std::set<std::string> own_;
+  std::map<std::string, std::string> own_;              // with their types
   std::map<std::string, Mounted, std::less<>> points_;  // what is mounted there last
   std::set<std::uint64_t> foreign_devices_;
 };

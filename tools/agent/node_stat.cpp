@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <ctime>
 #include <linux/magic.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
@@ -63,7 +64,7 @@ base::Result<Stat> stat_without_birth(int dir, const char* name, int flags, cons
   return st;
 }
 
-base::Result<Stat> look(int dir, const char* name, int flags, const char* what) {
+base::Result<Stat> look_now(int dir, const char* name, int flags, const char* what) {
   static BirthDevices* const devices = new BirthDevices;  // lives as long as the last thread
   if (no_statx.load(std::memory_order_relaxed)) return stat_without_birth(dir, name, flags, what);
   struct statx x {};
@@ -82,6 +83,14 @@ base::Result<Stat> look(int dir, const char* name, int flags, const char* what) 
   const bool holds = devices->holds(st.st_dev, std::chrono::steady_clock::now(),
                                     [&] { return type_of(dir, name, st.st_dev); });
   if (holds) st.birth = wire::birth_of(x.stx_btime.tv_sec * 1'000'000'000LL + x.stx_btime.tv_nsec);
+  return st;
+}
+
+base::Result<Stat> look(int dir, const char* name, int flags, const char* what) {
+  struct timespec now {};
+  (void)::clock_gettime(CLOCK_REALTIME_COARSE, &now);  // as linux v6.1 fs/inode.c, current_time()
+  auto st = look_now(dir, name, flags, what);
+  if (st) st->looked_ns = now.tv_sec * 1'000'000'000LL + now.tv_nsec;
   return st;
 }
 

@@ -18,7 +18,8 @@
 namespace nearbox::agent {
 
 struct Stat : ::stat {
-  std::uint32_t birth = 0;  // wire::Attr::birth
+  std::uint32_t birth = 0;     // wire::Attr::birth
+  std::int64_t looked_ns = 0;  // by the clock of file times, before the call; 0: not known
 };
 
 // Of `name` in `dir` ("" is the directory itself), not through a symlink.

@@ -76,6 +76,7 @@ void answer_read(ReadContext& context, const wire::Read& call, channel::Responde
   if (call.length > wire::kMaxReadBytes || call.offset > kMaxOffset - call.length) {
     return responder.end(EINVAL);
   }
+  const Uncounted here(context.roots.uncounted(call.at.root, call.at.path));
   const auto as_of = Versions::process().now();
   auto source = open_source(context, call.at, open_to_read);
   if (!source) return responder.end(source.error().as_errno());
@@ -178,6 +179,7 @@ void answer_read_many(ReadContext& context, const wire::ReadMany& call, channel:
   wire::Writer writer(out);
   for (std::size_t i = 0; i < call.items.size(); ++i) {
     auto file = files.take(i);
+    const Uncounted here(context.roots.uncounted(call.root, call.items[i].path));
     auto record = read_whole(file, std::min(max_file, left));
     record.index = static_cast<std::uint32_t>(i);
     left -= std::min<std::uint64_t>(left, record.data.size());
@@ -207,6 +209,7 @@ wire::StatResult stat_one(ReadContext& context, std::uint32_t root, const std::s
     result.error = place.error().as_errno();
     return result;
   }
+  const Uncounted here(context.roots.uncounted(root, path));
   const auto as_of = Versions::process().now();
   auto st = stat_place(*place, {});
   if (!st) {

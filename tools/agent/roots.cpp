@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/agent/roots.h"
 
+#include <algorithm>
 #include <array>
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -87,6 +88,32 @@ base::Result<RootPtr> RootTable::get(std::uint32_t number) {
   base::MutexLock lock(mu_);
   if (number == 0 || number > roots_.size()) return base::errno_error(ESTALE, "root");
   return roots_[number - 1];
+}
+
+void RootTable::set_counted(const std::string& path, bool counted) {
+  base::MutexLock lock(mu_);
+  counted_[path] = counted;
+  any_uncounted_ = std::any_of(counted_.begin(), counted_.end(), [](const auto& one) { return !one.second; });
+}
+
+bool RootTable::uncounted(std::string_view absolute) {
+  if (!any_uncounted_.load(std::memory_order_relaxed)) return false;
+  base::MutexLock lock(mu_);
+  while (true) {
+    if (const auto it = counted_.find(absolute); it != counted_.end()) return !it->second;
+    const auto slash = absolute.rfind('/');
+    if (slash == std::string_view::npos || absolute == "/") return false;
+    absolute = absolute.substr(0, slash == 0 ? 1 : slash);
+  }
+}
+
+bool RootTable::uncounted(std::uint32_t number, std::string_view path) {
+  if (!any_uncounted_.load(std::memory_order_relaxed)) return false;
+  const auto root = get(number);
+  if (!root) return false;
+  const auto& top = (*root)->path;
+  if (path.empty()) return uncounted(top);
+  return uncounted((top == "/" ? top : top + "/") + std::string(path));
 }
 
 }  // namespace nearbox::agent

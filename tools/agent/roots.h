@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "client/base/mutex.h"
@@ -38,6 +41,11 @@ class RootTable {
       EXCLUDES(mu_);
   // ESTALE: no such number.
   base::Result<RootPtr> get(std::uint32_t number) EXCLUDES(mu_);
+  // Whether changes below this path (absolute) are counted from now on: what watching it came to.
+  void set_counted(const std::string& path, bool counted) EXCLUDES(mu_);
+  // For Uncounted: the next directory above that was asked to be watched is not.
+  bool uncounted(std::string_view absolute) EXCLUDES(mu_);
+  bool uncounted(std::uint32_t number, std::string_view path) EXCLUDES(mu_);
 
  private:
   base::Result<void> make_directories(const std::string& path, std::string* made) const;
@@ -45,6 +53,8 @@ class RootTable {
   const Identity& who_;
   base::Mutex mu_;  // rank: leaf
   std::vector<RootPtr> roots_ GUARDED_BY(mu_);
+  std::map<std::string, bool, std::less<>> counted_ GUARDED_BY(mu_);  // of roots only
+  std::atomic<bool> any_uncounted_{false};
 };
 
 }  // namespace nearbox::agent

@@ -21,6 +21,7 @@ void now(wire::ByteView payload, const ResponderPtr& responder, Fn fn) {
 WorkerPool::Lane lane_of(Session& s, const wire::RootOpen& m) { return s.mounts.of(m.path); }
 WorkerPool::Lane lane_of(Session& s, const wire::Watch& m) { return s.lane(m.root, std::string()); }
 WorkerPool::Lane lane_of(Session& s, const wire::Barrier& m) { return s.lane(m.root, std::string()); }
+WorkerPool::Lane lane_of(Session& /*s*/, const wire::Mounts& /*m*/) { return 0; }  // touches none of them
 WorkerPool::Lane lane_of(Session& s, const wire::StatMany& m) { return s.lane(m.root, m.paths); }
 WorkerPool::Lane lane_of(Session& s, const wire::PathCall& m) { return s.lane(m.root, m.path); }
 WorkerPool::Lane lane_of(Session& s, const wire::XattrCall& m) { return s.lane(m.at.root, m.at.path); }
@@ -72,6 +73,10 @@ bool Service::file_call(Method method, wire::ByteView payload, const ResponderPt
       return true;
     case Method::kBarrier:
       on<wire::Barrier>(*s, payload, responder, [s](const auto& m, auto& r) { answer(r, s->barrier(m)); });
+      return true;
+    case Method::kMounts:
+      on<wire::Mounts>(*s, payload, responder,
+                       [s](const auto& m, auto& r) { answer(r, s->mounts_below(m)); });
       return true;
     case Method::kTree:
       now<wire::Tree>(payload, responder, [&](wire::Tree&& m) { s->tree(m, this, responder); });

@@ -41,7 +41,7 @@ Session::Session(const wire::SessionId& id, std::uint64_t instance, const Identi
           }(),
           [this](const wire::ProcExit& exit) { record(wire::EventKind::kProcExit, wire::encode(exit)); },
           log)),
-      op_context_{who_, roots, orphans},
+      op_context_{who_, roots, orphans, &watcher.own_writes()},
       executor_(
           [this](const wire::Op& op) {
             run_op(op);
@@ -101,6 +101,13 @@ bool changes_content(const wire::Op& op, const wire::OpDone& done) {
   }
 }
 
+// Whether it changes bytes of a node that is there.
+bool writes(const wire::Op& op) {
+  const bool bytes = op.kind == wire::OpKind::kWrite || op.kind == wire::OpKind::kAppend ||
+                     op.kind == wire::OpKind::kTruncate || op.kind == wire::OpKind::kFallocate;
+  return bytes && op.expect.ino != 0;
+}
+
 }  // namespace
 
 OwnChange Session::own_change(const wire::Op& op, const wire::OpDone& done) {
@@ -122,31 +129,42 @@ void Session::run_op(const wire::Op& op) {
   if (poisoned()) return;  // its client starts anew
   const bool watched = watcher_.watching();
   const auto begun = watcher_.op_begins();
+  std::optional<Watcher::Writing> writing;
+  if (watched && writes(op)) writing.emplace(watcher_, this, op.expect);
   auto done = apply_op(op_context_, op);
   if (done.attr.ino != 0 && changes_content(op, done)) {
-    done.attr.version = Versions::process().bump(wire::identity(done.attr));
+    const auto version = Versions::process().bump(wire::identity(done.attr));
+    if (!roots.uncounted(op.root, op.path) && version != 0) done.attr.version = version;
   }
   const bool tells = watched && (done.error == 0 || done.written > 0) && op.kind != wire::OpKind::kFsync;
-  const auto change = tells ? own_change(op, done) : OwnChange{};
+  const auto change = tells || writing ? own_change(op, done) : OwnChange{};
   if (tells) watcher_.op_applied(this, change);
   if (poisoned()) return;
   if (base::fault::active("agent.crash_after_apply", op.path)) std::abort();
   if (op.op_id % 8 == 0 && base::fault::active("agent.late_done", op.path)) {
     std::this_thread::sleep_for(std::chrono::milliseconds(op.op_id % 27));
   }
-  if (!tells) return record(wire::EventKind::kOpDone, wire::encode(done));
+  if (!tells) {
+    record(wire::EventKind::kOpDone, wire::encode(done));
+    if (!writing) return;
+    writing.reset();
+    return watcher_.op_told(begun, change);  // what was not told meanwhile
+  }
   bool recorded = false;
   auto body = wire::encode(done);
   watcher_.op_recorded(this, change,
                        [&] { recorded = events.append(wire::EventKind::kOpDone, std::move(body)) != 0; });
   if (!recorded) return poison("event log full");
+  writing.reset();
   watcher_.op_told(begun, change);
 }
 
 base::Result<wire::WatchReply> Session::watch(const wire::Watch& call) {
   auto root = roots.get(call.root);
   if (!root) return std::move(root).error();
-  return watcher_.watch(this, events, call.root, *root, Clock::now() + kWatchDeadline);
+  auto watched = watcher_.watch(this, events, call.root, *root, Clock::now() + kWatchDeadline);
+  if (watched) roots.set_counted((*root)->path, watched->kind != wire::WatchKind::kNone);
+  return watched;
 }
 
 base::Result<wire::BarrierReply> Session::barrier(const wire::Barrier& call) {
@@ -157,6 +175,12 @@ base::Result<wire::BarrierReply> Session::barrier(const wire::Barrier& call) {
 ProcTable::Settled Session::settled() {
   const auto barrier = watcher_.barrier(this, 0, Clock::now() + kSettleWait);
   return barrier ? ProcTable::Settled{instance_, barrier->seq} : ProcTable::Settled{};
+}
+
+base::Result<wire::MountsReply> Session::mounts_below(const wire::Mounts& call) {
+  auto root = roots.get(call.root);
+  if (!root) return std::move(root).error();
+  return watcher_.mounts(*root);
 }
 
 base::Result<wire::RootReply> Session::open_root(const wire::RootOpen& call) {
@@ -332,7 +356,7 @@ void Session::run_tree(const wire::Tree& request, const void* connection, channe
   if (!root) return responder.end(root.error().as_errno());
   wire::TreeReply reply;
   reply.seq = events.last_seq();
-  auto started = TreeWalk::start(std::move(*root), request, &watcher_.probe());
+  auto started = TreeWalk::start(std::move(*root), request, &watcher_.probe(), &roots);
   if (!started) return responder.end(started.error().as_errno());
   const std::shared_ptr<TreeWalk> walk = std::move(*started);
   std::list<Walking>::iterator here;

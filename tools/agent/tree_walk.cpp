@@ -51,10 +51,10 @@ bool pseudo_fs(int fd) {
 }  // namespace
 
 base::Result<std::unique_ptr<TreeWalk>> TreeWalk::start(RootPtr root, const wire::Tree& request,
-                                                        MountProbe* probe) {
+                                                        MountProbe* probe, RootTable* roots) {
   auto fd = open_beneath(root->dir.get(), request.path, O_PATH | O_DIRECTORY);
   if (!fd) return std::move(fd).error();
-  std::unique_ptr<TreeWalk> walk(new TreeWalk(std::move(root), request, probe));
+  std::unique_ptr<TreeWalk> walk(new TreeWalk(std::move(root), request, probe, roots));
   Dir first;
   first.path = request.path;
   first.start = true;
@@ -72,8 +72,8 @@ base::Result<std::unique_ptr<TreeWalk>> TreeWalk::start(RootPtr root, const wire
   return walk;
 }
 
-TreeWalk::TreeWalk(RootPtr root, const wire::Tree& request, MountProbe* probe)
-    : root_(std::move(root)), request_(request), mounts_(MountTable::load()), probe_(probe) {}
+TreeWalk::TreeWalk(RootPtr root, const wire::Tree& request, MountProbe* probe, RootTable* roots)
+    : root_(std::move(root)), request_(request), mounts_(MountTable::load()), probe_(probe), roots_(roots) {}
 
 TreeWalk::~TreeWalk() { stop(); }
 
@@ -224,6 +224,7 @@ bool TreeWalk::may_expand(const Dir& dir) {
 }
 
 void TreeWalk::expand(const Dir& dir) {
+  const Uncounted here(roots_ != nullptr && roots_->uncounted(absolute(dir.path)));
   if (dir.own_mount) {
     auto block = head_of(dir.path, wire::kTreePseudo | wire::kTreeCrossed);
     block.attr.mode = S_IFDIR | 0755;

@@ -49,7 +49,8 @@ class TreeWalk {
   // Errors: of opening the start: ENOENT, ENOTDIR, ELOOP …
   // `probe`: asks foreign file systems whether they answer; one that does not is shown as an empty directory.
   static base::Result<std::unique_ptr<TreeWalk>> start(RootPtr root, const wire::Tree& request,
-                                                       MountProbe* probe = nullptr);
+                                                       MountProbe* probe = nullptr,
+                                                       RootTable* roots = nullptr);
   ~TreeWalk();
   TreeWalk(const TreeWalk&) = delete;
   TreeWalk& operator=(const TreeWalk&) = delete;
@@ -68,7 +69,7 @@ class TreeWalk {
     bool own_mount = false;
     bool urgent = false;
   };
-  TreeWalk(RootPtr root, const wire::Tree& request, MountProbe* probe);
+  TreeWalk(RootPtr root, const wire::Tree& request, MountProbe* probe, RootTable* roots);
 
   void walk() noexcept;
   bool take_dir(Dir& out) EXCLUDES(mu_);
@@ -88,7 +89,8 @@ class TreeWalk {
   const wire::Tree request_;
   const MountTable mounts_;
   MountProbe* const probe_;
-  base::Mutex mu_;  // rank: leaf
+  RootTable* const roots_;  // where versions count; null: everywhere
+  base::Mutex mu_;          // rank: leaf
   base::CondVar changed_;
   std::list<Dir> dirs_ GUARDED_BY(mu_);
   std::unordered_map<std::string_view, std::list<Dir>::iterator> by_path_ GUARDED_BY(mu_);

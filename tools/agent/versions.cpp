@@ -17,6 +17,8 @@ std::uint64_t mix(wire::NodeId node) {
 
 }  // namespace
 
+thread_local bool Uncounted::here_ = false;
+
 Versions::~Versions() { std::free(table_.load()); }
 
 Versions& Versions::process() {
@@ -59,7 +61,7 @@ Versions::Bucket& Versions::bucket_of(Bucket* table, wire::NodeId node, std::siz
 }
 
 std::uint64_t Versions::of(wire::NodeId node, std::uint64_t as_of) const {
-  if (!enabled() || blind(node.dev)) return 0;
+  if (!enabled() || Uncounted::here() || blind(node.dev)) return 0;
   std::uint64_t version = floor_.load(std::memory_order_acquire);
   if (Bucket* const table = table_.load(std::memory_order_acquire); table != nullptr) {
     std::size_t lock = 0;

@@ -45,9 +45,11 @@ class Versions {
   bool enabled() const { return enabled_.load(std::memory_order_acquire); }
 
   std::uint64_t now() const { return counter_.load(std::memory_order_acquire); }
-  // 0 while not enabled; at most `as_of`.
+  // 0 while not enabled, and to whoever works below a root that is not watched (Uncounted); at most `as_of`.
   std::uint64_t of(wire::NodeId node, std::uint64_t as_of) const;
   std::uint64_t of(wire::NodeId node) const { return of(node, now()); }
+  // A number that no state had before: for what must not be taken for what it was.
+  std::uint64_t unique() { return counter_.fetch_add(1) + 1; }
   // The node's content is another one now. Returns its version.
   std::uint64_t bump(wire::NodeId node);
   // Anything may have changed.
@@ -72,6 +74,21 @@ class Versions {
   std::atomic<std::uint64_t> floor_{1};
   std::atomic<Bucket*> table_{nullptr};            // made by the first enable(), zero pages until used
   mutable std::array<base::Mutex, kLocks> locks_;  // rank: leaf; one for every kLocks-th bucket
+};
+
+// While one exists, the thread works below a root that is not watched, though others may be: nothing it looks
+// at has a version. A Versions::bump() counts all the same.
+class Uncounted {
+ public:
+  explicit Uncounted(bool here) : before_(here_) { here_ = here; }
+  ~Uncounted() { here_ = before_; }
+  Uncounted(const Uncounted&) = delete;
+  Uncounted& operator=(const Uncounted&) = delete;
+  static bool here() { return here_; }
+
+ private:
+  const bool before_;
+  static thread_local bool here_;
 };
 
 }  // namespace nearbox::agent

@@ -28,6 +28,14 @@ void print_daemon(const nlohmann::json& d) {
                 printable(mount.value("dir", "")).c_str(),
                 mount.value("loading", false) ? "  (still loading)" : "");
   }
+  const auto watch = d.value("watch", nlohmann::json::object());
+  for (const auto& other : watch.value("mounts", nlohmann::json::array())) {
+    std::printf("  %s is another file system: %s, %s\n", printable(other.value("path", "")).c_str(),
+                printable(other.value("type", "")).c_str(), printable(other.value("how", "")).c_str());
+  }
+  if (const auto more = watch.value("mounts_left_out", 0); more > 0) {
+    std::printf("  and %d other file systems more\n", more);
+  }
   for (const auto& program : d.value("programs", nlohmann::json::array())) {
     if (program.value("refused", 0) == 0) continue;
     std::printf("  %d reads of %s were refused: [fetch] in the configuration\n", program.value("refused", 0),

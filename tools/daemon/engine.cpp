@@ -394,6 +394,7 @@ void Engine::Impl::schedule_rescan() {
 }
 
 nlohmann::json Engine::Impl::status() {
+  tree.ask_mounts();  // for the next one: this one waits for nobody
   auto list = nlohmann::json::array();
   {
     base::MutexLock lock(mu);

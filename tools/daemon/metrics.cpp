@@ -52,8 +52,26 @@ json of_tree(const sync::TreeStore& tree) {
   return {{"nodes", nodes}, {"memory_bytes", memory}};
 }
 
+const char* how_name(wire::MountHow how) {
+  switch (how) {
+    case wire::MountHow::kWatched:
+      return "watched";
+    case wire::MountHow::kForeign:
+      return "foreign";
+    case wire::MountHow::kEmpty:
+      return "empty";
+    case wire::MountHow::kUnwatched:
+      break;
+  }
+  return "unwatched";
+}
+
 json of_watch(const sync::TreeStore::WatchStatus& watch) {
   const auto& at = watch.position;
+  auto mounts = json::array();
+  for (const auto& mount : watch.mounts) {
+    mounts.push_back({{"path", mount.path}, {"type", mount.type}, {"how", how_name(mount.how)}});
+  }
   return {{"kind", kind_name(watch.kind)},
           {"error", watch.error},
           {"subtrees", watch.subtrees},
@@ -63,7 +81,9 @@ json of_watch(const sync::TreeStore::WatchStatus& watch) {
           {"states", watch.changed},
           {"lost", watch.lost},
           {"unknown", watch.unknown},
-          {"looking_again", watch.looking_again}};
+          {"looking_again", watch.looking_again},
+          {"mounts", std::move(mounts)},
+          {"mounts_left_out", watch.mounts_left_out}};
 }
 
 json of_cache(const fs::BlockCacheStats& cache) {

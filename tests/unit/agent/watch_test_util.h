@@ -45,7 +45,7 @@ class Model {
       ASSERT_TRUE(lost);
       ++losts;
       if (lost->content) forget_bytes();
-      return walk(lost->path);
+      return walk(lost->path, lost->recursive);
     }
     const auto changed = wire::decode<wire::Changed>(event.body);
     ASSERT_TRUE(changed);
@@ -85,7 +85,9 @@ class Model {
   }
 
   // Reads again what is on the disk, as a client does with kTree.
-  void walk(const std::string& path) { read_dir(path.empty() ? top_ : top_ + "/" + path); }
+  void walk(const std::string& path, bool deep = true) {
+    read_dir(path.empty() ? top_ : top_ + "/" + path, deep);
+  }
 
   // Compares with the disk; a line for each difference.
   std::string differences() {
@@ -142,7 +144,7 @@ class Model {
     ::closedir(dir);
     return names;
   }
-  void read_dir(const std::string& path) {
+  void read_dir(const std::string& path, bool deep = true) {
     const auto as_of = Versions::process().now();
     const auto st = stat_at(AT_FDCWD, path.c_str());
     if (!st) return;
@@ -159,7 +161,7 @@ class Model {
       auto& node = nodes[node_of(*entry)];
       node.attr = make_attr(*entry, now);
       if (S_ISLNK(entry->st_mode)) node.target = std::filesystem::read_symlink(below);
-      if (S_ISDIR(entry->st_mode)) read_dir(below);
+      if (deep && S_ISDIR(entry->st_mode)) read_dir(below);
     }
   }
   void compare(const std::string& path, wire::NodeId id, const std::string& shown, std::string& out) {

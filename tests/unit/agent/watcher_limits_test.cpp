@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <csignal>
 #include <linux/aio_abi.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <thread>
 
@@ -52,6 +55,15 @@ class Helper {
   int done_[2] = {-1, -1};
   pid_t pid_ = -1;
 };
+
+std::vector<wire::Lost> losses(const test::Client& client) {
+  std::vector<wire::Lost> all;
+  for (const auto& event : client.events) {
+    if (event.kind != wire::EventKind::kLost) continue;
+    if (auto lost = wire::decode<wire::Lost>(event.body)) all.push_back(std::move(*lost));
+  }
+  return all;
+}
 
 class LimitsTest : public test::WatcherTest {
  protected:
@@ -184,8 +196,9 @@ TEST_P(LimitsTest, AQueueThatOverflows) {
   EXPECT_EQ(one.model->differences(), "");
 }
 
-// More is queued than is looked at name by name: it is skipped once, not again and again.
-TEST_P(LimitsTest, TooFarBehindIsLostOnce) {
+// More is queued than is looked at name by name: its directory is read again, once for what came before the
+// thread stood still and once for the rest, and no content is forgotten.
+TEST_P(LimitsTest, TooFarBehindIsReadAgainByDirectory) {
   ASSERT_TRUE(make_room());
   Watcher small(log, Versions::process(), {kMaxDirs, 64 * 1024});
   constexpr int kFiles = 12'000;  // below the limit of inotify's queue
@@ -212,7 +225,100 @@ TEST_P(LimitsTest, TooFarBehindIsLostOnce) {
   }
   one.settle();
   EXPECT_EQ(one.model->differences(), "");
-  EXPECT_LE(one.model->losts, before + 1);
+  EXPECT_LE(one.model->losts, before + 2);
+  for (const auto& each : losses(one)) EXPECT_FALSE(each.content || each.recursive);
+}
+
+// So much happens in one directory that it is told as a whole; what happens elsewhere is told by name, and
+// nothing of it is forgotten.
+TEST_P(LimitsTest, AStormInOneDirectory) {
+  client.reset();
+  constexpr std::size_t kNames = 200;
+  Watcher small(log, Versions::process(), {kMaxDirs, kMaxQueuedBytes, kNames});
+  ASSERT_TRUE(other([&] {
+    fs::create_directories(*this / "storm/below");
+    fs::create_directories(*this / "calm");
+    put(*this / "calm/f", "before");
+    for (int i = 0; i < 2000; ++i) put(*this / ("storm/" + std::to_string(i)), "before");
+    put(*this / "storm/below/f", "before");
+  }));
+  test::Client one(small, top);
+  ASSERT_EQ(one.model->differences(), "");  // reads the bytes
+  const auto calm = one.model->at("calm/f")->attr.version;
+  const auto below = one.model->at("storm/below/f")->attr.version;
+  const auto quiet = one.model->at("storm/1999")->attr.version;
+  for (int round = 0; round < 3; ++round) {
+    switch_on("agent.hold_watch", true);
+    {
+      const std::jthread held([&] { (void)small.barrier(&one, 1, test::Client::soon()); });
+      ASSERT_TRUE(other([&] {
+        for (int i = 0; i < 1900; ++i) {
+          const auto name = *this / ("storm/" + std::to_string(i));
+          if (i % 3 == 0) put(name, "round" + std::to_string(round), 0);
+          if (i % 3 == 1) ::unlink(name.c_str()), put(name, "another");
+          if (i % 3 == 2) fs::rename(name, name + "r"), fs::rename(name + "r", name);
+        }
+        fs::create_directories(*this / ("storm/new" + std::to_string(round) + "/deep"));
+        put(*this / ("storm/new" + std::to_string(round) + "/deep/f"), "new");
+        fs::rename(*this / ("storm/new" + std::to_string(round)), *this / ("calm/n" + std::to_string(round)));
+      }));
+      switch_on("agent.hold_watch", false);
+    }
+    one.settle();
+    ASSERT_EQ(one.model->differences(), "");
+    ASSERT_TRUE(other([&] {
+      for (int r = 0; r <= round; ++r) put(*this / ("calm/n" + std::to_string(r) + "/deep/f"), "seen");
+    }));
+    one.settle();
+    ASSERT_EQ(one.model->differences(), "");
+  }
+  const auto lost = losses(one);
+  EXPECT_GE(lost.size(), 3U);
+  for (const auto& each : lost) {
+    EXPECT_EQ(each.path, "storm");
+    EXPECT_FALSE(each.recursive);
+    EXPECT_FALSE(each.content);
+  }
+  EXPECT_EQ(one.model->at("calm/f")->attr.version, calm);
+  EXPECT_EQ(one.model->at("storm/below/f")->attr.version, below);
+  EXPECT_EQ(one.model->at("storm/1999")->attr.version, quiet);
+}
+
+// While one directory is changed without a pause, in ever new names, what happens elsewhere is told soon.
+TEST_P(LimitsTest, AStormHoldsUpNobody) {
+  ASSERT_TRUE(
+      other([&] { fs::create_directories(*this / "storm"), fs::create_directories(*this / "calm"); }));
+  client->settle();
+  const pid_t writer = ::fork();
+  ASSERT_GE(writer, 0);
+  if (writer == 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (int i = 0;; i = (i + 1) % 20'000) put(*this / ("storm/" + std::to_string(i)), "x");
+  }
+  std::vector<std::chrono::milliseconds> waits;
+  for (int i = 0; i < 20; ++i) {
+    const auto name = "calm/" + std::to_string(i);
+    const auto began = Watcher::Clock::now();
+    ASSERT_TRUE(other([&] { put(*this / name, "x"); }));
+    EXPECT_TRUE(test::eventually([&] {
+      client->take();
+      return client->model->at(name) != nullptr;
+    }));
+    waits.push_back(std::chrono::duration_cast<std::chrono::milliseconds>(Watcher::Clock::now() - began));
+  }
+  ::kill(writer, SIGKILL);
+  (void)::waitpid(writer, nullptr, 0);
+  std::sort(waits.begin(), waits.end());
+  client->settle();
+  bool everything = false;  // lost: the queue of inotify is short
+  for (const auto& each : losses(*client)) everything = everything || each.path != "storm";
+  if (GetParam().kind == wire::WatchKind::kFanotify) {
+    EXPECT_FALSE(everything);
+  }
+  if (!everything) {
+    EXPECT_LT(waits[waits.size() / 2], std::chrono::milliseconds(100) + kFirstStormInterval);
+  }
+  EXPECT_EQ(client->model->differences(), "");
 }
 
 // One directory of an outer root that inotify watches is watched by fanotify for an inner root.

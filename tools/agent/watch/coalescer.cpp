@@ -5,8 +5,6 @@
 #include <cstring>
 #include <utility>
 
-#include "tools/agent/watch/node_hash.h"
-
 namespace nearbox::agent {
 namespace {
 
@@ -59,7 +57,10 @@ bool Coalescer::add(const Hint& hint, TimePoint now) {
   }
   const auto due = (hint.flags & kHintAtOnce) != 0 ? now : std::max(now, entry.last + entry.interval);
   if (entry.pending && entry.due <= due) return true;
-  if (!entry.pending) ++pending_;
+  if (!entry.pending) {
+    ++pending_;
+    ++waiting_in_[hint.dir];
+  }
   entry.pending = true;
   entry.due = due;
   waiting_.push({due, id, entry.uses});
@@ -89,6 +90,7 @@ Coalescer::Item Coalescer::take_entry(Id id, TimePoint now) {
   entry.place.reset();
   entry.pending = false;
   --pending_;
+  if (const auto dir = waiting_in_.find(item.dir); --dir->second == 0) waiting_in_.erase(dir);
   cooling_.push_back({now + kCooling, id, entry.uses});
   return item;
 }
@@ -139,10 +141,30 @@ void Coalescer::sweep(TimePoint now) {
   }
 }
 
+std::size_t Coalescer::waiting_in(wire::NodeId dir) const {
+  const auto it = waiting_in_.find(dir);
+  return it == waiting_in_.end() ? 0 : it->second;
+}
+
+std::vector<Coalescer::Item> Coalescer::take_dir(wire::NodeId dir) {
+  std::vector<Item> items;
+  if (waiting_in(dir) == 0) return items;
+  std::vector<Id> all;
+  for (const auto& [key, id] : index_) {
+    if (entries_[id].pending && dir_of(entries_[id].key) == dir) all.push_back(id);
+  }
+  for (const Id id : all) {
+    items.push_back(take_entry(id, {}));
+    forget(id);
+  }
+  return items;
+}
+
 void Coalescer::clear() {
   entries_.clear();
   free_.clear();
   index_.clear();
+  waiting_in_.clear();
   waiting_ = {};
   cooling_.clear();
   pending_ = 0;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "tools/agent/watch/hint.h"
+#include "tools/agent/watch/node_hash.h"
 
 namespace nearbox::agent {
 
@@ -52,6 +53,9 @@ class Coalescer {
   // The flags of what waits for this name; 0: nothing does.
   std::uint32_t waiting_flags(wire::NodeId dir, std::string_view name) const;
   bool pending() const { return pending_ > 0; }
+  // How many names of this directory wait, its own node among them; and all of those, which wait no more.
+  std::size_t waiting_in(wire::NodeId dir) const;
+  std::vector<Item> take_dir(wire::NodeId dir);
   void clear();
   std::size_t size() const { return index_.size(); }
 
@@ -89,6 +93,7 @@ class Coalescer {
   std::deque<Entry> entries_;  // never moved: index_ points into them
   std::vector<Id> free_;
   std::unordered_map<std::string_view, Id> index_;
+  std::unordered_map<wire::NodeId, std::size_t, NodeHash> waiting_in_;
   mutable std::priority_queue<Waiting, std::vector<Waiting>, std::greater<>> waiting_;
   std::deque<Cooling> cooling_;
   std::size_t pending_ = 0;

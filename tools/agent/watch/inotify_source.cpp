@@ -34,13 +34,16 @@ std::string join(const std::string& directory, std::string_view name) {
 
 }  // namespace
 
-base::Result<std::unique_ptr<WatchSource>> make_inotify_source() {
+base::Result<std::unique_ptr<WatchSource>> make_inotify_source(OwnWrites& own) {
   base::UniqueFd fd(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
   if (!fd) return base::last_errno("inotify");
-  return std::unique_ptr<WatchSource>(std::make_unique<InotifySource>(std::move(fd)));
+  return std::unique_ptr<WatchSource>(std::make_unique<InotifySource>(std::move(fd), own));
 }
 
-InotifySource::InotifySource(base::UniqueFd fd) : fd_(std::move(fd)), buffer_(kBuffer) {}
+InotifySource::InotifySource(base::UniqueFd fd, OwnWrites& own)
+    : fd_(std::move(fd)), own_(own), buffer_(kBuffer) {
+  own_.begin(fd_.get());
+}
 
 void InotifySource::place(wire::NodeId node, wire::NodeId parent, std::string_view name) {
   Dir& dir = dirs_[node];
@@ -211,8 +214,8 @@ std::size_t InotifySource::read(HintSink& sink) {
   const auto ahead = deferred_.empty() ? 0U : 1U;
   const auto got = pull();
   settle_moves();
-  for (const auto& hint : deferred_) sink.hint({hint.dir, hint.name, hint.flags, {}, {}});
-  deferred_.clear();
+  const auto hints = std::exchange(deferred_, {});  // who is told may have more read
+  for (const auto& hint : hints) sink.hint({hint.dir, hint.name, hint.flags, {}, {}});
   if (std::exchange(overflow_, false)) sink.overflow("the kernel's queue");
   if (std::exchange(check_roots_, false)) sink.check_roots();
   return got + ahead;
@@ -231,6 +234,7 @@ std::size_t InotifySource::pull() {
     at = name + event.len;
     if ((event.mask & IN_Q_OVERFLOW) != 0) {
       overflow_ = true;
+      own_.lost();
     } else {
       take(event, std::string_view(name, ::strnlen(name, event.len)));
     }
@@ -246,7 +250,7 @@ void InotifySource::take(const struct inotify_event& event, std::string_view nam
   if ((event.mask & IN_ISDIR) != 0 && (event.mask & (IN_DELETE | IN_MOVED_FROM)) != 0) check_roots_ = true;
   const auto watched = by_wd_.find(event.wd);
   if (watched == by_wd_.end()) {
-    if ((event.mask & IN_IGNORED) != 0) above_roots_.erase(event.wd);
+    if ((event.mask & IN_IGNORED) != 0 && !own_.mark(event.wd)) above_roots_.erase(event.wd);
     return;
   }
   const auto dir = watched->second;
@@ -258,7 +262,8 @@ void InotifySource::take(const struct inotify_event& event, std::string_view nam
   }
   const bool directory = (event.mask & IN_ISDIR) != 0;
   std::uint32_t flags = kHintLook;
-  if ((event.mask & (IN_MODIFY | IN_CLOSE_WRITE)) != 0) flags |= kHintContent;
+  const bool own = (event.mask & IN_CLOSE_WRITE) != 0 && own_.own_close(dir, name);
+  if ((event.mask & (IN_MODIFY | IN_CLOSE_WRITE)) != 0 && !own) flags |= kHintContent;
   if ((event.mask & kNames) != 0) flags |= kHintListing;
   if ((event.mask & IN_CREATE) != 0) flags |= kHintBorn | kHintFresh;
   if ((event.mask & (IN_MOVED_FROM | IN_MOVED_TO)) != 0) {
@@ -274,7 +279,12 @@ void InotifySource::take(const struct inotify_event& event, std::string_view nam
     const auto is_dir = [&](const RootPtr& root) { return root && root->node == dir; };
     overflow_ = overflow_ || (name.empty() && std::any_of(roots_.begin(), roots_.end(), is_dir));
   }
-  deferred_.push_back({dir, std::string(name), flags});
+  // What happens to one name in a row is one reason to look.
+  if (!deferred_.empty() && deferred_.back().dir == dir && deferred_.back().name == name) {
+    deferred_.back().flags |= flags;
+  } else {
+    deferred_.push_back({dir, std::string(name), flags});
+  }
 }
 
 void InotifySource::moved(const struct inotify_event& event, wire::NodeId dir, std::string_view name,

@@ -27,15 +27,17 @@ inline constexpr std::chrono::milliseconds kMoveSettles{500};  // then a MOVED_F
 // in between is lost.
 //
 // Source:  inotify(7). Less is told than by fanotify: nothing of whose change it was, so that
-//          operations of this agent count as changes like any other; nothing of writes through a name
-//          that lies outside the roots; nothing of the link count of a file that lost another name.
+//          operations of this agent count as changes like any other, but writes (OwnWrites); nothing of
+//          writes through a name that lies outside the roots; nothing of the link count of a file that lost
+//          another name.
 // What lies in directories that this agent may not read is not told, until their mode says otherwise: then
 // they are told as new ones.
 // Bounds:  the kernel's max_user_watches or kMaxWatches; incomplete() until retry() or rescan() could watch
 //          what is past it.
 class InotifySource final : public WatchSource {
  public:
-  explicit InotifySource(base::UniqueFd fd);
+  InotifySource(base::UniqueFd fd, OwnWrites& own);
+  ~InotifySource() override { own_.end(); }
 
   wire::WatchKind kind() const override { return wire::WatchKind::kInotify; }
   int fd() const override { return fd_.get(); }
@@ -88,6 +90,7 @@ class InotifySource final : public WatchSource {
   base::UniqueFd open_now(wire::NodeId dir);
 
   const base::UniqueFd fd_;
+  OwnWrites& own_;
   std::vector<char> buffer_;
   std::unordered_map<int, wire::NodeId> by_wd_;
   std::unordered_map<wire::NodeId, Dir, NodeHash> dirs_;

@@ -20,14 +20,6 @@ struct CloseDir {
   void operator()(DIR* dir) const { ::closedir(dir); }
 };
 
-// The path of an open directory, "" where /proc is not mounted.
-std::string path_of(int fd) {
-  std::array<char, wire::kMaxPath> buffer{};
-  const ssize_t n = ::readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), buffer.data(), buffer.size());
-  if (n <= 0 || static_cast<std::size_t>(n) >= buffer.size() || buffer[0] != '/') return {};
-  return {buffer.data(), static_cast<std::size_t>(n)};
-}
-
 std::string below(const std::string& directory, const std::string& name) {
   if (directory.empty()) return name;
   return directory.back() == '/' ? directory + name : directory + "/" + name;
@@ -43,6 +35,13 @@ bool read_target(int dir, const std::string& name, std::string& target) {
 }
 
 }  // namespace
+
+std::string path_of(int fd) {
+  std::array<char, wire::kMaxPath> buffer{};
+  const ssize_t n = ::readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), buffer.data(), buffer.size());
+  if (n <= 0 || static_cast<std::size_t>(n) >= buffer.size() || buffer[0] != '/') return {};
+  return {buffer.data(), static_cast<std::size_t>(n)};
+}
 
 bool Looker::untouched(int dir, const std::string& name) const {
   if ((!mounts_.any_own() && !mounts_.any_foreign()) || name.empty()) return false;

@@ -31,7 +31,11 @@ struct LostDir {
   std::string path;  // absolute
   RootSet roots;
   bool content = false;
+  bool deep = true;  // with all below it
 };
+
+// The path of an open directory, "" where /proc is not mounted.
+std::string path_of(int fd);
 
 struct Findings {
   std::vector<Seen> there;  // in the order in which they must be told
@@ -50,6 +54,9 @@ class Looker {
   // A new directory with this handle was gone from its name when it was to be told.
   bool missed(std::string_view target) const { return missed_.count(std::string(target)) != 0; }
   void set_mounts(MountTable mounts) { mounts_ = std::move(mounts); }
+
+  // Not so what nearbox itself or others have mounted.
+  bool may_look(int dir, const std::string& name) const { return !untouched(dir, name); }
 
   // Items of one directory.
   void look(TreeView& source, std::vector<Coalescer::Item>::iterator from,

@@ -17,6 +17,7 @@
 #include "tools/agent/roots.h"
 #include "tools/agent/watch/dir_table.h"
 #include "tools/agent/watch/hint.h"
+#include "tools/agent/watch/own_writes.h"
 
 namespace nearbox::agent {
 
@@ -106,6 +107,6 @@ class TreeViews final : public TreeView {
 // Errors:  EPERM, ENOSYS: not for this process.
 // `max_dirs`: directories whose place is remembered.
 base::Result<std::unique_ptr<WatchSource>> make_fanotify_source(std::size_t max_dirs = kMaxDirs);
-base::Result<std::unique_ptr<WatchSource>> make_inotify_source();
+base::Result<std::unique_ptr<WatchSource>> make_inotify_source(OwnWrites& own);
 
 }  // namespace nearbox::agent

@@ -143,6 +143,7 @@ void Watcher::wait() {
   }
   if (incomplete()) until = std::min(until, incomplete_told_ + incomplete_again_);
   if (any_foreign_) until = std::min(until, foreign_told_ + kForeignAgain);
+  if (const auto storm = storms_.next_due()) until = std::min(until, std::max(*storm, held));
   if (check_roots_) until = held;
   if (overflowed_) until = std::max(held, lost_told_ + kLostAgain);
   std::array<struct pollfd, 4> fds{};
@@ -169,39 +170,31 @@ void Watcher::wait() {
 // True: more may be there.
 bool Watcher::read_sources(std::size_t max_reads) {
   Sink sink(*this);
+  const auto until = Clock::now() + kReadFor;
   bool more = false;
   if (base::fault::active("agent.watch_overflow")) sink.overflow("a test");
   for (auto* source : {fanotify_.get(), inotify_.get()}) {
     if (source == nullptr) continue;
     std::size_t reads = 0;
-    while (reads < max_reads && source->read(sink) > 0) ++reads;
-    more = more || reads == max_reads;
-    if (reads == kReadsAStep && source->queued() > limits_.queued_bytes) skip_queued(*source);
+    while (reads < max_reads && Clock::now() < until && source->read(sink) > 0) ++reads;
+    const bool unread = reads == max_reads || Clock::now() >= until;
+    more = more || unread;
+    if (max_reads == kReadsAStep && unread && source->queued() > limits_.queued_bytes) skip_queued(*source);
   }
   return more;
 }
 
-// Too much is queued to be looked at name by name. It is read all the same, for the places of directories,
-// and not to be too much once more.
+// Too much is queued to be looked at name by name: the clients read those directories again.
 void Watcher::skip_queued(WatchSource& source) {
-  class Deaf final : public HintSink {
-   public:
-    void hint(const Hint& /*hint*/) override {}
-    void overflow(const char* /*why*/) override {}
-    void check_roots() override {}
-    bool untold(wire::NodeId /*dir*/, std::string_view /*name*/, std::string_view /*target*/) override {
-      return false;
-    }
-  };
-  Deaf deaf;
+  log_.warn("event=watch_behind");
+  Sink sink(*this, true);
   auto left = source.queued();
   while (left > 0) {
-    const auto got = source.read(deaf);
+    const auto got = source.read(sink);
     if (got == 0) break;
     left -= std::min(left, got);
   }
   check_roots_ = true;
-  Sink(*this).overflow("too far behind");
 }
 
 // All that was queued when it began.
@@ -242,7 +235,10 @@ bool Watcher::round(bool everything) {
     base::MutexLock lock(mu_);
     own = !own_.empty() || own_lost_;
   }
-  if (!own && !overflowed_ && !check_roots_ && (!due || (*due > now && !everything))) return true;
+  const auto storm = storms_.next_due();
+  const bool storms = storm && (everything || *storm <= now);
+  const bool names = due && (everything || *due <= now);
+  if (!own && !overflowed_ && !check_roots_ && !names && !storms) return true;
   // Clients that read everything again come to nothing if it is lost all the time.
   if (overflowed_ && !everything && now < lost_told_ + kLostAgain) return false;
   rounds_.fetch_add(1);
@@ -254,6 +250,7 @@ bool Watcher::round(bool everything) {
     tell(gone);  // what was overtaken waits again
   } while (everything && !overflowed_ && names_.pending() && ++tries < kMaxLooksAgain);
   const bool all = !names_.pending() || overflowed_;
+  if (storms) tell_storms(everything);
   if (std::exchange(check_roots_, false)) check_roots();
   if (std::exchange(overflowed_, false)) everything_lost(why_lost_);
   {

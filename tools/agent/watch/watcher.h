@@ -20,14 +20,18 @@
 #include "tools/agent/watch/done_ops.h"
 #include "tools/agent/watch/looker.h"
 #include "tools/agent/watch/mount_probe.h"
+#include "tools/agent/watch/own_writes.h"
+#include "tools/agent/watch/storms.h"
 
 namespace nearbox::agent {
 
 inline constexpr std::chrono::milliseconds kBatch{5};     // between two rounds of looks under load
 inline constexpr std::size_t kLooksAtOnce = 512;          // then the kernel's queue is read again
+inline constexpr std::chrono::milliseconds kReadFor{20};  // then what was read is looked at
 inline constexpr std::size_t kMaxOwnChanges = 64 * 1024;  // of this agent, not told to others yet
 inline constexpr std::size_t kMaxWatchCalls = 1024;       // watch() and barrier() waiting
-inline constexpr std::size_t kMaxQueuedBytes = 48 << 20;  // 2 M events in the kernel: taken for an overflow
+inline constexpr std::size_t kMaxQueuedBytes =
+    48 << 20;  // 2 M events in the kernel: then no names are looked at
 inline constexpr std::chrono::seconds kWatchDeadline{60};
 inline constexpr std::chrono::milliseconds kLostAgain{500};  // at most so often, but at barriers
 inline constexpr std::chrono::seconds kIncompleteAgain{5};   // how often what is not watched is read again
@@ -50,7 +54,8 @@ struct OwnChange {
 //          last watch ends: the thread then sleeps.
 // Threads: any may call. All looking and telling is done by its thread; mu_ is held while a client's log
 //          is written to (which is memory), never across a look.
-// Bounds:  those of Coalescer and the sources. A client that does not take its events gets one kLost for
+// Bounds:  those of Coalescer, Storms and the sources. A client that does not take its events gets one kLost
+// for
 //          what it missed instead; what overflows otherwise is one kLost for every root, and every
 //          version counts as changed.
 // Order:   states that were looked at later are told later. An operation of this agent is told to its own
@@ -62,6 +67,7 @@ class Watcher {
   struct Limits {
     std::size_t dirs = kMaxDirs;
     std::size_t queued_bytes = kMaxQueuedBytes;
+    std::size_t names_per_dir = kMaxNamesPerDir;
   };
   explicit Watcher(base::Logger& log) : Watcher(log, Versions::process(), Limits{}) {}
   Watcher(base::Logger& log, Versions& versions, const Limits& limits);
@@ -77,6 +83,8 @@ class Watcher {
   // Errors:  EOPNOTSUPP: this root, or none, is watched; else as above.
   base::Result<wire::BarrierReply> barrier(const void* owner, std::uint32_t number,
                                            Clock::time_point deadline) EXCLUDES(mu_);
+  // What else is mounted below a root, and how it is watched.
+  wire::MountsReply mounts(const RootPtr& root) EXCLUDES(mu_);
   // Nothing of the owner is used when it returns, and its calls have returned or will at once: ESHUTDOWN.
   void forget(const void* owner) EXCLUDES(mu_);
 
@@ -87,6 +95,22 @@ class Watcher {
   void op_recorded(const void* owner, const OwnChange& change, const std::function<void()>& append)
       EXCLUDES(mu_);
   void op_told(std::uint64_t begun, OwnChange change) EXCLUDES(mu_);
+  // While one exists, an operation of `owner` writes this node: what a look beside it shows without anybody
+  // else having changed the content is half of its result, and not told to its client. Afterwards op_told().
+  class Writing {
+   public:
+    Writing(Watcher& watcher, const void* owner, wire::NodeId node);
+    ~Writing();
+    Writing(const Writing&) = delete;
+    Writing& operator=(const Writing&) = delete;
+
+   private:
+    friend class Watcher;
+    Watcher& watcher_;
+    const void* const owner_;
+    const wire::NodeId node_;
+    const std::uint64_t version_;
+  };
   // This agent made a directory (absolute path), and perhaps others below it, by other means.
   void directory_made(const std::string& path) EXCLUDES(mu_);
   // Its thread, or one of its threads, waits for a file system and cannot be ended now.
@@ -97,6 +121,7 @@ class Watcher {
     return served_ != nullptr;
   }
   MountProbe& probe() { return probe_; }
+  OwnWrites& own_writes() { return own_writes_; }
   // Somebody watches: without, those above need not be called.
   bool watching() const { return versions_.enabled(); }
 
@@ -161,9 +186,11 @@ class Watcher {
   void tell(std::vector<Seen>& seen, const void* except = nullptr) EXCLUDES(mu_);
   void tell_locked(Subscription& to, std::size_t index, const std::vector<Seen>& seen,
                    std::vector<bool>& overtaken) REQUIRES(mu_);
+  bool writing_locked(const void* owner, const wire::Attr& attr) const REQUIRES(mu_);
   void look_again(const Seen& seen);
   void tell_lost_dirs(const std::vector<LostDir>& lost) EXCLUDES(mu_);
-  void tell_lost(std::size_t index, const std::string& path, bool content) EXCLUDES(mu_);
+  void tell_lost(std::size_t index, const std::string& path, bool content, bool deep = true) EXCLUDES(mu_);
+  void tell_storms(bool all) EXCLUDES(mu_);
   bool give_locked(Subscription& to, wire::EventKind kind, wire::Bytes body) REQUIRES(mu_);
   void everything_lost(const char* why);
   void retry_unwatched();
@@ -186,6 +213,8 @@ class Watcher {
   std::vector<Own> own_ GUARDED_BY(mu_);
   bool own_lost_ GUARDED_BY(mu_) = false;
   DoneOps done_;  // all but now() under mu_
+  OwnWrites own_writes_;
+  std::vector<const Writing*> writing_ GUARDED_BY(mu_);  // as many as there are threads for it
   bool forgot_ GUARDED_BY(mu_) = false;
   bool stopping_ GUARDED_BY(mu_) = false;
 
@@ -194,6 +223,7 @@ class Watcher {
   std::unique_ptr<WatchSource> inotify_;
   Coalescer names_;
   Looker looker_;
+  Storms storms_;
   Clock::time_point last_round_{};
   bool overflowed_ = false;
   const char* why_lost_ = "";

@@ -97,7 +97,7 @@ base::Result<std::size_t> Watcher::add_root(const RootPtr& root) {
   auto source = try_source(fanotify_, [this] { return make_fanotify_source(limits_.dirs); });
   if (!source) {
     log_.info("event=no_fanotify error=\"" + source.error().message() + "\"");
-    source = try_source(inotify_, make_inotify_source);
+    source = try_source(inotify_, [this] { return make_inotify_source(own_writes_); });
   }
   if (!source) {
     log_.warn("event=no_watch error=\"" + source.error().message() + "\"");
@@ -167,6 +167,7 @@ void Watcher::drop_unused() {
   inotify_.reset();
   mountinfo_.reset();
   names_.clear();
+  storms_.clear();
   overflowed_ = false;
 }
 

@@ -24,10 +24,12 @@ struct Watcher::Call {
 
 class Watcher::Sink final : public HintSink {
  public:
-  explicit Sink(Watcher& watcher) : w_(watcher), now_(Clock::now()) {}
+  // `everything`: too much waits to be looked at by name at all.
+  explicit Sink(Watcher& watcher, bool everything = false)
+      : w_(watcher), now_(Clock::now()), everything_(everything) {}
   void hint(const Hint& hint) override {
     if (base::fault::active("agent.drop_changes", std::string(hint.name))) return;
-    bool kept = w_.names_.add(hint, now_);
+    bool kept = in_storm(hint) || w_.names_.add(hint, now_);
     if ((hint.flags & kHintListing) != 0) {
       kept =
           w_.names_.add({hint.dir, {}, kHintLook | (hint.flags & kHintAtOnce), {}, hint.place}, now_) && kept;
@@ -44,8 +46,15 @@ class Watcher::Sink final : public HintSink {
   }
 
  private:
+  bool in_storm(const Hint& hint);
+  bool begin_storm(wire::NodeId dir, const HandleRef& place);
+  bool count_now(const Coalescer::Item& item);
+
   Watcher& w_;
   const Clock::time_point now_;
+  const bool everything_;
+  wire::NodeId dir_;  // whose descriptor it is
+  base::UniqueFd fd_;
 };
 
 }  // namespace nearbox::agent

@@ -53,6 +53,33 @@ std::vector<Watcher::MountedNow> Watcher::mounted_below(const std::string& direc
   return all;
 }
 
+wire::MountsReply Watcher::mounts(const RootPtr& root) {
+  wire::MountsReply reply;
+  reply.mounts = MountTable::load().told_below(root->path);
+  std::set<std::string> unwatched;
+  bool watched = false;
+  {
+    base::MutexLock lock(mu_);
+    for (const auto& at : roots_) {
+      if (!at.root || at.root->node != root->node) continue;
+      watched = true;
+      for (const auto& one : at.unwatched) unwatched.insert(one.path);
+    }
+  }
+  for (auto& one : reply.mounts) {
+    if (one.how != wire::MountHow::kWatched || (watched && unwatched.count(one.path) == 0)) continue;
+    one.how = wire::MountHow::kUnwatched;
+  }
+  std::erase_if(reply.mounts, [](const auto& one) {
+    return one.path.size() >= wire::kMaxPath || one.type.size() > wire::kMaxName;
+  });
+  if (reply.mounts.size() > wire::kMaxMountsTold) {
+    reply.left_out = static_cast<std::uint32_t>(reply.mounts.size() - wire::kMaxMountsTold);
+    reply.mounts.resize(wire::kMaxMountsTold);
+  }
+  return reply;
+}
+
 // What came to be mounted below the roots is watched as well; what is there now is for the clients to read.
 void Watcher::look_at_mounts() {
   struct pollfd changed {

@@ -27,6 +27,23 @@ void Watcher::op_recorded(const void* owner, const OwnChange& change, const std:
   append();
 }
 
+Watcher::Writing::Writing(Watcher& watcher, const void* owner, wire::NodeId node)
+    : watcher_(watcher), owner_(owner), node_(node), version_(watcher.versions_.of(node)) {
+  base::MutexLock lock(watcher_.mu_);
+  watcher_.writing_.push_back(this);
+}
+
+Watcher::Writing::~Writing() {
+  base::MutexLock lock(watcher_.mu_);
+  std::erase(watcher_.writing_, this);
+}
+
+bool Watcher::writing_locked(const void* owner, const wire::Attr& attr) const {
+  return std::any_of(writing_.begin(), writing_.end(), [&](const Writing* one) {
+    return one->owner_ == owner && one->node_ == wire::identity(attr) && attr.version == one->version_;
+  });
+}
+
 void Watcher::op_told(std::uint64_t begun, OwnChange change) {
   if (begun % 2 == 0 && rounds_.load() == begun) return;
   base::MutexLock lock(mu_);

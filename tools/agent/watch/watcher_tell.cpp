@@ -67,6 +67,8 @@ void Watcher::tell_locked(Subscription& to, std::size_t index, const std::vector
       overtaken[i] = true;
       continue;
     }
+    // Told by its OpDone, and again.
+    if (one.listing == 0 && writing_locked(to.owner, one.state.attr)) continue;
     const auto cost = cost_of(one.state);
     if (bytes + cost > kEventBudget || changed.states.size() >= wire::kMaxNameStates) flush();
     bytes += cost;
@@ -105,11 +107,11 @@ bool Watcher::give_locked(Subscription& to, wire::EventKind kind, wire::Bytes bo
   return to.log->append(kind, std::move(body)) != 0;
 }
 
-void Watcher::tell_lost(std::size_t index, const std::string& path, bool content) {
+void Watcher::tell_lost(std::size_t index, const std::string& path, bool content, bool deep) {
   base::MutexLock lock(mu_);
   if (index >= roots_.size()) return;
   for (auto& to : roots_[index].subscriptions) {
-    (void)give_locked(to, wire::EventKind::kLost, wire::encode(wire::Lost{to.number, path, true, content}));
+    (void)give_locked(to, wire::EventKind::kLost, wire::encode(wire::Lost{to.number, path, deep, content}));
   }
 }
 
@@ -140,7 +142,7 @@ void Watcher::tell_lost_dirs(const std::vector<LostDir>& lost) {
         base::MutexLock lock(mu_);
         if (index < roots_.size()) root = roots_[index].root;
       }
-      if (root) tell_lost(index, relative(dir.path, path_now(*root)), dir.content);
+      if (root) tell_lost(index, relative(dir.path, path_now(*root)), dir.content, dir.deep);
     }
   }
 }
@@ -149,6 +151,7 @@ void Watcher::everything_lost(const char* why) {
   log_.warn(std::string("event=watch_lost why=\"") + why + "\"");
   lost_told_ = Clock::now();
   names_.clear();
+  storms_.clear();
   if (inotify_) inotify_->rescan();
   incomplete_told_ = Clock::now();
   // Whatever is queued is covered by what the clients read from now on.
