@@ -57,6 +57,7 @@ struct Config {
   bool allow_internet_access = true;
   std::vector<std::string> fetch_deny;                    // [fetch] deny: local programs
   std::optional<std::uint64_t> fetch_max_bytes_per_hour;  // [fetch] max_per_hour, of each local program
+  std::uint64_t mirror_max_entries = 4'000'000;           // [mirror] max_entries: names held of one tree
 
   std::map<std::string, Origin> origins;  // by key; keys that are missing here have their default
   std::vector<std::string> notices;       // for the log at debug level: names that have no effect here

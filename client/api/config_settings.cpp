@@ -361,6 +361,7 @@ const std::vector<Setting>& table() {
        {},
        set_size<&C::fetch_max_bytes_per_hour>,
        show_limit<&C::fetch_max_bytes_per_hour>},
+      {"mirror.max_entries", {}, set_count<&C::mirror_max_entries, 1>, show_count<&C::mirror_max_entries>},
   };
   return kTable;
 }

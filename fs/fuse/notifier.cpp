@@ -101,6 +101,35 @@ void Notifier::everything() {
   wake_.notify_one();
 }
 
+void Notifier::let_go(KernelNotify::Unneeded one) {
+  MutexLock lock(mu_);
+  if (stopped_ || unneeded_.size() >= kMaxUnneeded) return;
+  unneeded_.push_back(std::move(one));
+  wake_.notify_one();
+}
+
+// One thread at a time, so that the others are there for what cannot wait.
+bool Notifier::step_unneeded() {
+  std::vector<KernelNotify::Unneeded> some;
+  {
+    MutexLock lock(mu_);
+    if (stopped_ || letting_go_ || unneeded_.empty()) return false;
+    const auto count = std::min(unneeded_.size(), kUnneededAtOnce);
+    const auto end = unneeded_.begin() + static_cast<std::ptrdiff_t>(count);
+    some.assign(std::make_move_iterator(unneeded_.begin()), std::make_move_iterator(end));
+    unneeded_.erase(unneeded_.begin(), end);
+    letting_go_ = true;
+    ++sending_;
+  }
+  std::erase_if(some, [&](const auto& one) { return source_.busy(one.ino) || source_.busy(one.parent); });
+  if (!some.empty()) kernel_.let_go(some);
+  MutexLock lock(mu_);
+  letting_go_ = false;
+  --sending_;
+  ++progress_;
+  return true;
+}
+
 void Notifier::idle(Ino ino) {
   MutexLock lock(mu_);
   const auto it = aside_.find(ino);
@@ -115,9 +144,9 @@ void Notifier::idle(Ino ino) {
 void Notifier::run(const std::stop_token& stop) noexcept {
   pthread_setname_np(pthread_self(), "fuse-notify");
   while (!stop.stop_requested()) {
-    if (step()) continue;
+    if (step() || step_unneeded()) continue;
     MutexLock lock(mu_);
-    if (!ready_.empty() || everything_ || stopped_) continue;
+    if (!ready_.empty() || everything_ || stopped_ || (!unneeded_.empty() && !letting_go_)) continue;
     wake_.wait_until(mu_, again_.empty() ? Clock::now() + kLook : again_.begin()->first);
   }
 }
@@ -281,6 +310,7 @@ void Notifier::stop() {
     ready_.clear();
     aside_.clear();
     again_.clear();
+    unneeded_.clear();
     count_ = aside_count_ = 0;
     outstanding_.clear();
     wake_.notify_all();

@@ -30,6 +30,13 @@ class KernelNotify {
   virtual bool inode(Ino ino, bool data) = 0;
   virtual void entry(Ino parent, const std::string& name) = 0;
   virtual void deleted(Ino parent, Ino child, const std::string& name) = 0;
+  // The daemon does not need these inodes any more: those that nobody uses may be forgotten.
+  struct Unneeded {
+    Ino ino = 0, parent = 0;
+    std::string name;  // in parent
+    bool directory = false;
+  };
+  virtual void let_go(const std::vector<Unneeded>& inodes) = 0;
   virtual bool epoch() = 0;  // makes every dentry and listing stale at once; false: kernel too old (< 6.16)
 };
 
@@ -56,6 +63,8 @@ class Notifier {
   static constexpr std::size_t kThreads = 3;
   static constexpr std::size_t kMaxThreads = 8;
   static constexpr std::size_t kMaxQueued = 65536;
+  static constexpr std::size_t kMaxUnneeded = 65536;  // more are not told
+  static constexpr std::size_t kUnneededAtOnce = 256;
   using Name = std::pair<Ino, std::string>;  // in a directory
 
   struct Source {
@@ -75,7 +84,8 @@ class Notifier {
   void data(Ino ino) EXCLUDES(mu_);  // of a directory: its cached listing
   void entry(Ino parent, std::string name) EXCLUDES(mu_);
   void deleted(Ino parent, Ino child, std::string name) EXCLUDES(mu_);
-  void idle(Ino ino) EXCLUDES(mu_);  // it has no parked request any more
+  void let_go(KernelNotify::Unneeded one) EXCLUDES(mu_);  // no invalidation: nobody waits for it
+  void idle(Ino ino) EXCLUDES(mu_);                       // it has no parked request any more
   void everything() EXCLUDES(mu_);
   // True when all that was added before this call has reached the kernel, what was left aside included. What
   // others add meanwhile is not waited for.
@@ -115,6 +125,7 @@ class Notifier {
   void spawn_locked() REQUIRES(mu_);
   void run(const std::stop_token& stop) noexcept EXCLUDES(mu_);
   bool step() EXCLUDES(mu_);
+  bool step_unneeded() EXCLUDES(mu_);
   bool take_locked(Item& item) REQUIRES(mu_);
   bool tell_inode(const Item& item) EXCLUDES(mu_);
   void take_again_locked() REQUIRES(mu_);
@@ -132,7 +143,9 @@ class Notifier {
   std::deque<Ino> ready_ GUARDED_BY(mu_);                             // groups nobody sends of
   std::unordered_map<Ino, std::vector<Item>> aside_ GUARDED_BY(mu_);  // by the busy inode
   std::multimap<std::chrono::steady_clock::time_point, Item> again_
-      GUARDED_BY(mu_);                           // the kernel did not know it; by when to tell it again
+      GUARDED_BY(mu_);  // the kernel did not know it; by when to tell it again
+  std::deque<KernelNotify::Unneeded> unneeded_ GUARDED_BY(mu_);
+  bool letting_go_ GUARDED_BY(mu_) = false;      // a thread tells the kernel of them
   std::size_t count_ GUARDED_BY(mu_) = 0;        // items in groups_
   std::size_t aside_count_ GUARDED_BY(mu_) = 0;  // and in again_
   std::size_t sending_ GUARDED_BY(mu_) = 0;      // threads in the kernel

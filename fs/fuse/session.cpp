@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstring>
 #include <linux/fuse.h>
+#include <sys/uio.h>
 #include <unistd.h>
 #include <utility>
 
@@ -19,6 +20,8 @@ constexpr std::chrono::milliseconds kTick{250};     // how exact deadlines of pa
 constexpr std::chrono::seconds kFinishDeadline{5};  // for those who hold a request right now
 constexpr std::int32_t kNotifyIncEpoch = 8;         // FUSE_NOTIFY_INC_EPOCH, linux 6.16
 constexpr unsigned kEpochMinor = 44;                // the protocol that has it: 7.44
+constexpr std::int32_t kNotifyPrune = 9;            // FUSE_NOTIFY_PRUNE, linux 6.18
+constexpr unsigned kPruneMinor = 45;                // the protocol that has it: 7.45
 
 bool heavy(std::uint32_t opcode) {
   return opcode == FUSE_READ || opcode == FUSE_WRITE || opcode == FUSE_READDIR || opcode == FUSE_READDIRPLUS;
@@ -224,6 +227,14 @@ void Session::tell_kernel(const sync::Change& change) {
     case Kind::kNegatives:
       if (change.dir == root_) notifier_->everything();
       break;
+    case Kind::kUnneeded: {
+      if (node == 0 || dir == 0) break;
+      const bool directory = !prunes_ && services_.tree.read([&](const sync::Mirror& mirror) {
+        return S_ISDIR(mirror.attr(change.node).mode);
+      });
+      notifier_->let_go({node, dir, change.name, directory});
+      break;
+    }
     case Kind::kAll:
       notifier_->everything();
       break;
@@ -257,7 +268,34 @@ bool Session::epoch() {
   return ::write(fd_, &header, sizeof(header)) == static_cast<ssize_t>(sizeof(header));
 }
 
+// Kernels before 6.18 are told by the name, which a file in use loses until it is looked up again. Not so of
+// directories: one that a process works in would be without a path.
+void Session::let_go(const std::vector<Unneeded>& inodes) {
+  if (prunes_) {
+    struct {
+      fuse_out_header header{};
+      std::uint32_t count = 0, padding = 0;  // as struct fuse_notify_prune_out of linux 6.18
+      std::uint64_t spare = 0;
+    } head;
+    std::vector<Ino> inos;
+    for (const auto& one : inodes) inos.push_back(one.ino);
+    const auto bytes = inos.size() * sizeof(Ino);
+    head.header.len = static_cast<std::uint32_t>(sizeof(head) + bytes);
+    head.header.error = kNotifyPrune;
+    head.count = static_cast<std::uint32_t>(inos.size());
+    const iovec parts[] = {{&head, sizeof(head)}, {inos.data(), bytes}};
+    if (::writev(fd_, parts, 2) >= 0) return;
+    if (errno != EINVAL) return;
+    prunes_ = false;
+    log_.warn("event=no_prune");
+  }
+  for (const auto& one : inodes) {
+    if (!one.directory) fuse_lowlevel_notify_inval_entry(se_, one.parent, one.name.c_str(), one.name.size());
+  }
+}
+
 void Session::met_kernel(unsigned minor) {
+  prunes_ = minor >= kPruneMinor && !base::fault::active("fs.no_prune");
   if (minor < kEpochMinor || base::fault::active("fs.no_epoch")) inodes_.remember_names();
 }
 

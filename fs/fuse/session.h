@@ -202,6 +202,7 @@ class Session final : public sync::ChangeListener,
   bool inode(Ino ino, bool data) override;
   void entry(Ino parent, const std::string& name) override;
   void deleted(Ino parent, Ino child, const std::string& name) override;
+  void let_go(const std::vector<Unneeded>& inodes) override;
   bool epoch() override;
 
   const MountOptions options_;
@@ -214,6 +215,7 @@ class Session final : public sync::ChangeListener,
   InodeTable inodes_;
   ParkedTable parked_;
   AliveCount alive_;
+  std::atomic<bool> prunes_{false};  // the kernel takes FUSE_NOTIFY_PRUNE
   std::atomic<bool> ticking_{false};
   std::atomic<bool> finished_{false};
   std::atomic<std::uint64_t> bytes_read_{0}, bytes_written_{0}, requests_{0};

@@ -39,6 +39,21 @@ class EntryList {
     runs_.back().push_back(d);
     ++size_;
   }
+  // `d` has a cookie of its own, wherever it stands among the others.
+  template <class Dentries>
+  void insert(DentryIndex d, const Dentries& dentries) {
+    const auto cookie = dentries[d].cookie;
+    if (runs_.empty() || dentries[runs_.back().back()].cookie < cookie) return add(d);
+    const auto run = run_of(cookie, dentries);
+    const auto at = std::partition_point(run->begin(), run->end(),
+                                         [&](DentryIndex e) { return dentries[e].cookie < cookie; });
+    run->insert(at, d);
+    ++size_;
+    if (run->size() <= kRun) return;
+    const Run second(run->begin() + kRun / 2, run->end());
+    run->resize(kRun / 2);
+    runs_.insert(run + 1, second);
+  }
   template <class Dentries>
   void remove(DentryIndex d, const Dentries& dentries) {
     const auto run = run_of(dentries[d].cookie, dentries);

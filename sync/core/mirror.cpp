@@ -32,6 +32,7 @@ Listing Mirror::listing(NodeIndex node) const {
 int Mirror::error(NodeIndex node) const { return impl_->is_dir(node) ? impl_->dir(node).error : 0; }
 
 NodeIndex Mirror::lookup(NodeIndex dir, std::string_view name) const {
+  impl_->mark_used(dir);
   const auto d = impl_->find_name(dir, name);
   return d == 0 ? kNoNode : impl_->dentries[d].node;
 }
@@ -71,6 +72,7 @@ NodeIndex Mirror::walk(NodeIndex from, std::string_view path) const {
 void Mirror::list(NodeIndex dir, std::uint64_t cookie,
                   const std::function<bool(std::uint64_t, std::string_view, NodeIndex)>& fn) const {
   if (!impl_->is_dir(dir)) return;
+  impl_->mark_used(dir);
   const auto& dentries = impl_->dentries;
   impl_->dir(dir).entries.each_after(cookie, dentries, [&](DentryIndex d) {
     return fn(dentries[d].cookie, impl_->name_of(d), dentries[d].node);
@@ -147,6 +149,7 @@ void Mirror::set_listing(NodeIndex dir, Listing listing, int error) {
   if (!impl_->is_dir(dir)) return;
   impl_->dir(dir).listing = listing;
   impl_->dir(dir).error = error;
+  if (listing == Listing::kComplete || listing == Listing::kPartial) impl_->now_expanded(dir);
 }
 
 void Mirror::supersede(NodeIndex node, Changes& changes) {
@@ -255,14 +258,20 @@ void Mirror::end_scan(std::uint64_t scan) {
 }
 
 void Mirror::pin(NodeIndex node, std::uint64_t count) {
-  if (impl_->used(node)) impl_->nodes[node].pins += count;
+  if (!impl_->used(node) || count == 0) return;
+  auto& pins = impl_->nodes[node].pins;
+  if (pins == 0) ++impl_->pinned;
+  pins += count;
 }
 
 void Mirror::unpin(NodeIndex node, std::uint64_t count) {
   if (!impl_->used(node)) return;
   auto& pins = impl_->nodes[node].pins;
+  if (pins == 0) return;
   pins -= std::min(pins, count);
-  impl_->release(node);
+  if (pins != 0) return;
+  --impl_->pinned;
+  impl_->unneeded(node);
 }
 
 std::size_t Mirror::node_count() const { return impl_->nodes.used(); }
@@ -274,6 +283,7 @@ std::size_t Mirror::memory_bytes() const {
                       impl_->devices.memory_bytes() + impl_->by_id.memory_bytes() +
                       impl_->by_name.memory_bytes();
   impl_->dirs.each([&](const Dir& dir) { bytes += dir.entries.memory_bytes(); });
+  bytes += impl_->places_count * sizeof(std::pair<std::uint64_t, std::uint64_t>);
   for (const auto& [key, seen] : impl_->unfinished) bytes += 80 + seen.capacity() * sizeof(seen[0]);
   return bytes;
 }

@@ -19,7 +19,7 @@ inline constexpr NodeIndex kNoNode = 0;
 
 // What the mirror knows of a directory's entries.
 enum class Listing : std::uint8_t {
-  kUnknown,   // never listed
+  kUnknown,   // never listed, or collapsed since
   kPartial,   // some blocks came, more follow
   kComplete,  // absence of a name means ENOENT
   kFailed,    // the agent could not list it: error() says why
@@ -37,6 +37,7 @@ struct Change {
     kGone,       // node has no name any more; (dir, name) was its last. Below a directory that is
                  // gone itself it stands for the kEntry too
     kNegatives,  // absences of names in dir; where dir has a name, a kEntry of it says so as well
+    kUnneeded,   // nothing here but those who show it needs node, named (dir, name): they may let go of it
     kAll,        // nothing that was shown is to be believed any more
   };
   Kind kind{};
@@ -147,6 +148,32 @@ class Mirror {
   void on_emptied(std::function<void(const wire::NodeId& dir)> fn);
   // Forgets the unfinished directories of a stream that ended early.
   void end_scan(std::uint64_t scan);
+
+  // ---- a bound for the number of names
+  // A directory collapses: its names go, but for those that lead to a pinned node or to a directory that has
+  // names itself, and it is kUnknown. Whoever looks into it has it listed again; names come back with the
+  // cookies they had, for readers who stand among them (unless very many went since). What is kept stays
+  // findable, by events too, until its pins are gone; then it goes as well, and so does an unpinned directory
+  // without names in a collapsed one. What a pinned directory's listing was is told to be forgotten, and of
+  // what is kept for its pins alone, that it is not needed. Nothing else need be told: what no pin holds
+  // nobody shows, and a name that turns up in a collapsed directory is told as one that was absent. That a
+  // name went which is not known here the caller has to tell. False when it is being listed in several
+  // blocks.
+  bool collapse(NodeIndex dir, Changes& changes);
+  struct Collapsed {
+    std::size_t examined = 0, spared = 0, dirs = 0, names = 0;
+  };
+  // Collapses directories, the least recently expanded first, until at most `down_to` names are left in those
+  // that are not collapsed, or `examine` of them were looked at. Spared, and the newest afterwards, are those
+  // that were looked into since they were last examined, and those to `keep`.
+  Collapsed collapse_oldest(std::size_t down_to, std::size_t examine,
+                            const std::function<bool(NodeIndex dir)>& keep, Changes& changes);
+  bool collapsed(NodeIndex dir) const;  // and not listed since
+  std::size_t expanded_dirs() const;    // that have names and may collapse
+  std::size_t expanded_names() const;   // in them
+  std::size_t pinned_count() const;     // nodes
+  // Changes that come of unpin(): to be told with others.
+  void take_late(Changes& changes);
 
   // ---- references of those who show the tree
   void pin(NodeIndex node, std::uint64_t count = 1);

@@ -103,6 +103,8 @@ void Mirror::Impl::release(NodeIndex i) {
   if (n.names != 0 || n.pins != 0 || i == kRoot) return;
   if (n.indexed) by_id.erase(i);
   if (S_ISDIR(n.mode)) {
+    leave_line(i);
+    forget_places(i);
     dirs.give(n.more);
   } else if (S_ISLNK(n.mode)) {
     set_target(i, {});
@@ -131,14 +133,16 @@ DentryIndex Mirror::Impl::bind(NodeIndex in, std::string_view name, NodeIndex no
   const auto d = dentries.take();
   auto& entry = dentries[d];
   entry.dir = in;
-  entry.cookie = next_cookie++;
+  entry.cookie = place_of(in, name);
   entry.hash = compact::hash_name(key, in, name);
   entry.name = strings.take(name.size() + 1);
   *strings.at(entry.name) = static_cast<char>(name.size());
   std::memcpy(strings.at(entry.name) + 1, name.data(), name.size());
   chain(d, node);
   by_name.insert(d);
-  dir(in).entries.add(d);
+  join_line(in);
+  dir(in).entries.insert(d, dentries);
+  ++line.names;
   return d;
 }
 
@@ -153,7 +157,7 @@ void Mirror::Impl::unbind(DentryIndex d, Changes& changes) {
   const auto in = dentries[d].dir;
   tell_entry(in, name_of(d), kNoNode, changes);
   tell_listing(in, changes);
-  dir(in).entries.remove(d, dentries);
+  remove_entry(d);
   discard(d);
 }
 
@@ -180,8 +184,11 @@ void Mirror::Impl::clear_tree(NodeIndex top, Changes& changes) {
   while (!left.empty()) {
     const auto in = left.back();
     left.pop_back();
+    leave_line(in);
+    forget_places(in);
     auto entries = std::exchange(dir(in).entries, {});
     dir(in).listing = Listing::kComplete;
+    dir(in).collapsed = false;
     if (entries.size() > 0) tell_listing(in, changes);
     if (emptied && nodes[in].names == 0)
       emptied({devices.number(nodes[in].device), nodes[in].ino, nodes[in].birth});
@@ -383,7 +390,10 @@ void Mirror::Impl::distrust(NodeIndex top, bool recursive, bool content, Changes
     changes.push_back({Change::Kind::kAll, kNoNode, kNoNode, {}});
     all = true;
   };
-  if (dir(top).listing == Listing::kUnknown && dir(top).entries.size() == 0) return;  // nothing was shown
+  const auto never_shown = [&](const Dir& one) {
+    return one.listing == Listing::kUnknown && one.entries.size() == 0 && !one.collapsed;
+  };
+  if (never_shown(dir(top))) return;
   if (top != kRoot) {  // what hangs below the entry goes with it, absences too
     const auto d = nodes[top].names;
     tell({Change::Kind::kEntry, top, dentries[d].dir, std::string(name_of(d))});
@@ -394,9 +404,9 @@ void Mirror::Impl::distrust(NodeIndex top, bool recursive, bool content, Changes
     left.pop_back();
     auto& now = dir(in);
     tell({Change::Kind::kNegatives, kNoNode, in, {}});
-    if (now.listing == Listing::kUnknown && now.entries.size() == 0) continue;
-    now.listing =
-        now.listing == Listing::kFailed && now.entries.size() == 0 ? Listing::kUnknown : Listing::kStale;
+    if (never_shown(now)) continue;
+    const bool nothing = now.listing == Listing::kFailed || now.listing == Listing::kUnknown;
+    now.listing = nothing && now.entries.size() == 0 ? Listing::kUnknown : Listing::kStale;
     tell({Change::Kind::kListing, kNoNode, in, {}});
     now.entries.each([&](DentryIndex d) {
       const auto node = dentries[d].node;

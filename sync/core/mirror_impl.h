@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <string>
@@ -48,6 +49,17 @@ struct Dir {
   EntryList entries;
   std::int32_t error = 0;
   Listing listing = Listing::kUnknown;
+  bool in_line = false;           // of those that may collapse: Impl::line
+  bool collapsed = false;         // names whose nodes lose their last pin go
+  mutable std::uint8_t used = 0;  // looked at since it came to its place in the line; set by readers
+  std::uint32_t before = 0;       // node of the neighbour in the line that came to it earlier …
+  std::uint32_t after = 0;        // … and later
+};
+
+// The cookies of names that went with a collapse, for readers of the directory who stand among them.
+struct Places {
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> cookies;  // by hash of the name; 0: given again
+  bool sorted = true;
 };
 
 // Device numbers by a small index, counted, so that none stays after its last node.
@@ -109,6 +121,17 @@ struct Mirror::Impl {
   NodeIndex quiet_dir = kNoNode;  // its kListing is told once, by apply_block()
   bool quiet_dir_changed = false;
   std::function<void(const wire::NodeId&)> emptied;
+
+  struct {
+    NodeIndex oldest = kNoNode, newest = kNoNode;
+    std::size_t dirs = 0, names = 0;
+  } line;                  // directories with names, the least recently expanded first
+  std::size_t pinned = 0;  // nodes with pins
+  Changes late;            // made by methods that tell none; told with the next
+  std::unordered_map<NodeIndex, compact::Places> places;
+  std::deque<NodeIndex> places_order;  // oldest first; some went
+  std::size_t places_count = 0;
+  static constexpr std::size_t kMaxPlaces = 512 * 1024;  // 16 bytes each
 
   struct ById {
     Impl& impl;
@@ -190,6 +213,22 @@ struct Mirror::Impl {
   void drop(DentryIndex d, Changes& changes);
   void retire(NodeIndex node, Changes& changes);
   void supersede(NodeIndex node, Changes& changes);
+
+  // ---- collapsing (mirror_collapse.cpp)
+  void mark_used(NodeIndex in) const;
+  void join_line(NodeIndex in);  // as its newest
+  void leave_line(NodeIndex in);
+  void now_expanded(NodeIndex in);
+  void remove_entry(DentryIndex d);  // from its directory's list
+  std::uint64_t place_of(NodeIndex in, std::string_view name);
+  void remember_place(NodeIndex in, DentryIndex d);
+  void forget_places(NodeIndex in);
+  bool being_listed(NodeIndex in) const;
+  bool needed(NodeIndex node) const;
+  void collapse(NodeIndex in, Changes& changes);
+  void forget_name(DentryIndex d);
+  void unneeded(NodeIndex node);
+  void collapse_empty(NodeIndex in);
 
   // ---- the whole steps
   NodeIndex link(NodeIndex in, std::string_view name, const wire::Attr& attr, std::string_view target,

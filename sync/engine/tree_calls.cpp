@@ -40,6 +40,7 @@ class TreeStore::Impl::WalkSink : public api::CallSink {
     const Use use(*impl_);
     if (!use || walk_->broken != 0) return;
     walk_->heard = Clock::now();
+    if (walk_->full) return impl_->enough(*walk_);
     const auto fed =
         walk_->unpacker.feed(bytes, [this](const auto& blocks) { impl_->apply(*walk_, blocks); });
     if (fed) return;
@@ -55,7 +56,7 @@ class TreeStore::Impl::WalkSink : public api::CallSink {
   // A walk has no position: it starts again, and what the mirror has seen of it stays.
   std::optional<wire::Bytes> on_lost() noexcept override {
     const Use use(*impl_);
-    if (!use || walk_->broken != 0 || walk_->stalled) return std::nullopt;
+    if (!use || walk_->broken != 0 || walk_->stalled || walk_->full) return std::nullopt;
     walk_->heard = Clock::now();
     impl_->store.write([&](Mirror& mirror, Changes&) { mirror.end_scan(walk_->scan); });
     walk_->unpacker.reset();
@@ -155,6 +156,7 @@ int TreeStore::Impl::link_prefixes(const std::vector<std::string>& prefixes,
 void TreeStore::Impl::walk(std::string path, std::uint32_t depth, Deadline deadline, Walk::Then then,
                            std::chrono::milliseconds stall) {
   auto one = std::make_shared<Walk>();
+  if (by_directory) depth = 1;
   one->path = std::move(path);
   one->depth = depth;
   one->deadline = deadline;
@@ -178,7 +180,7 @@ void TreeStore::Impl::start_walk(const WalkPtr& one, std::uint32_t number) {
   ask.root = number;
   ask.path = one->path;
   ask.depth = one->depth;
-  ask.max_entries = Mirror::kMaxNames;
+  ask.max_entries = one->depth == 0 ? budget.load() : Mirror::kMaxNames;  // a directory comes whole
   api::CallOptions options;
   options.deadline = one->deadline;
   options.lane = one->depth == 0 ? api::Lane::kBulk : api::Lane::kSmall;
@@ -220,16 +222,17 @@ void TreeStore::Impl::walk_ended(const WalkPtr& one, int error, wire::ByteView p
   walk_is_over(*one);
   if (one->broken != 0) error = one->broken;
   if (one->stalled && error != 0) error = ETIMEDOUT;
-  if (error == 0) {
+  if (one->full && one->broken == 0) error = 0;
+  if (error == 0 && !one->full) {
     const auto reply = wire::decode<wire::TreeReply>(payload);
     if (!reply || !one->unpacker.whole()) error = EPROTO;
-    if (reply && reply->truncated) log.warn("event=tree_truncated");
+    if (reply && reply->truncated && one->depth == 0) go_by_directory();
   }
-  if (error != 0) {
+  if (error != 0 || one->full) {
     store.write([&](Mirror& mirror, Changes&) { mirror.end_scan(one->scan); });
   }
   recheck_all(std::exchange(one->unsure, {}));
-  if (std::exchange(one->flooded, false) && error == 0) {
+  if (std::exchange(one->flooded, false) && error == 0 && !one->full) {
     store.write([&](Mirror& mirror, Changes&) { mirror.end_scan(one->scan); });
     error = ECONNRESET;
   }
@@ -246,7 +249,7 @@ void TreeStore::Impl::walk_ended(const WalkPtr& one, int error, wire::ByteView p
 
 // One slice: the tree's lock is held for the blocks of at most 64 KiB, or for one block.
 void TreeStore::Impl::apply(Walk& one, const std::vector<wire::TreeBlock>& blocks) {
-  store.write([&](Mirror& mirror, Changes& changes) {
+  const bool full = store.write([&](Mirror& mirror, Changes& changes) {
     const auto skip = [&](NodeIndex node) {
       const bool keep = frozen(node, one.began);
       if (keep && S_ISDIR(mirror.attr(node).mode) && frozen_whole(node, one.began)) one.skipped.insert(node);
@@ -271,12 +274,14 @@ void TreeStore::Impl::apply(Walk& one, const std::vector<wire::TreeBlock>& block
       newer.attr = [&](const wire::NodeId& node) { return told_since(one.began, node, {}); };
       newer.unsure = [&](NodeIndex dir) { one.unsure.insert(dir); };
     }
-    if (one.flooded) return;
+    if (one.flooded) return false;
     for (const auto& block : blocks) {
       mirror.apply_block(Mirror::kRoot, block, changes, skip, one.scan, &newer);
     }
+    return one.depth == 0 && (by_directory || mirror.expanded_names() >= budget);
   });
   resolve_waiters();
+  if (full) enough(one);
 }
 
 // ---- operations of our own

@@ -49,6 +49,13 @@ void TreeStore::Impl::load_known(const std::string& path, const CompletionPtr& k
     const auto at = mirror.walk(Mirror::kRoot, path);
     return std::make_pair(at, mirror.attr(at).mode);
   });
+  if (node == kNoNode && by_directory && !path.empty()) {
+    stat_path(path, Clock::now() + kCallDeadline, [this, known, done](int error) {
+      finish_soon(known, error);
+      finish_soon(done, error);
+    });
+    return;
+  }
   finish_soon(known, node == kNoNode ? ENOENT : 0);
   finish_soon(done, node == kNoNode ? ENOENT : S_ISDIR(mode) ? 0 : ENOTDIR);
 }
@@ -345,9 +352,24 @@ void TreeStore::Impl::run_step(const std::shared_ptr<Run>& now) {
       reask(path);
       step(ended);
     };
-    watch_all_below(path,
-                    [this, path, deadline, over] { walk(path, 0, deadline, over, rescan_stall.load()); });
+    watch_all_below(path, [this, path, deadline, over] { rescan_subtree(path, deadline, over); });
   });
+}
+
+// By directory nothing that is known is believed before it was listed again, which is done when somebody
+// looks. The top itself is listed, for what a kernel believes absent there hangs below no entry that it can
+// be told of.
+void TreeStore::Impl::rescan_subtree(const std::string& path, Deadline deadline, Walk::Then over) {
+  if (by_directory) {
+    distrust_below(path);
+    return walk(path, 1, deadline, std::move(over), rescan_stall.load());
+  }
+  const auto ended = [this, path, deadline, over = std::move(over)](int error,
+                                                                    const std::set<NodeIndex>& skipped) {
+    if (error == 0 && by_directory) return rescan_subtree(path, deadline, over);  // it ended early
+    over(error, skipped);
+  };
+  walk(path, 0, deadline, ended, rescan_stall.load());
 }
 
 // Watches the subtree at `path` and those within it that are loaded too, where they are not; one after the

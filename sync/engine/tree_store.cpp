@@ -315,6 +315,9 @@ bool TreeStore::end_operation(NodeIndex dir, const wire::NodeId& id, std::string
 // ---- telling
 
 void TreeStore::queue(Changes&& changes, ChangeListener* except) {
+  if (mirror_.expanded_names() > impl_->budget && !impl_->shrinking.exchange(true)) {
+    impl_->shrink_wanted = true;
+  }
   if (changes.empty()) return;
   base::MutexLock lock(impl_->tell_mu);
   impl_->to_tell.push_back({std::move(changes), except});
@@ -323,6 +326,7 @@ void TreeStore::queue(Changes&& changes, ChangeListener* except) {
 
 void TreeStore::tell() {
   auto& impl = *impl_;
+  if (impl.shrink_wanted.exchange(false)) impl.shrink_soon(0ms);
   {
     base::MutexLock lock(impl.tell_mu);
     if (impl.telling || impl.to_tell.empty()) return;

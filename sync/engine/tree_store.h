@@ -48,6 +48,20 @@ class TreeStore {
   // it nothing is watched.
   void attach(EventStream& events);
 
+  // More names than this are not held, but for those that a kernel holds and those of what is being looked
+  // into: a load ends when they are reached, and from then on the tree is held by the directories that are
+  // looked into ("by directory"). Each is listed alone when it is needed, and those not needed for longest
+  // go. 1 at least; before open_root().
+  static constexpr std::size_t kDefaultBudget = 4'000'000;
+  void set_budget(std::size_t names);
+  struct TreeStatus {
+    bool by_directory = false;
+    std::size_t budget = 0, names = 0, nodes = 0, memory_bytes = 0;
+    std::size_t pinned = 0;       // nodes held by kernels, and by what is under way
+    std::uint64_t collapsed = 0;  // directories, ever
+  };
+  TreeStatus tree_status() const;
+
   // Opens the agent's root ("/" of the sandbox, or a directory) that all paths are relative to. Comes
   // first; done() tells when the mirror's root node is there. Repeated by the store after an agent
   // was restarted.
@@ -73,7 +87,10 @@ class TreeStore {
       TreeStore& store;
       ChangeListener* except;
       Changes changes;
-      ~Queue() { store.queue(std::move(changes), except); }
+      ~Queue() {
+        store.mirror_.take_late(changes);
+        store.queue(std::move(changes), except);
+      }
     } made{*this, except, {}};
     return std::forward<F>(fn)(mirror_, made.changes);
   }
@@ -89,6 +106,7 @@ class TreeStore {
   // Runs that are asked for while one runs are answered by one more run. A subtree whose stream rests for
   // 20 s while the link is up, be it its first, is left out: the others are scanned, and the run ends with
   // ETIMEDOUT.
+  // A tree by directory is not streamed: what is known of it is kStale, listed again when somebody looks.
   void rescan(Deadline deadline, Done done);
   void set_rescan_stall(std::chrono::milliseconds stall);  // other than 20 s
 

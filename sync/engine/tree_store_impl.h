@@ -58,6 +58,7 @@ struct Walk {
   std::chrono::milliseconds stall{0};  // given up after so long without a chunk; 0: at the deadline alone
   std::atomic<std::chrono::steady_clock::time_point> heard{};
   std::atomic<bool> stalled{false};
+  bool full = false;  // the budget is reached: what came stays
 };
 using WalkPtr = std::shared_ptr<Walk>;
 
@@ -223,6 +224,17 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   void walk_begins(Walk& one) EXCLUDES(ops_mu);
   void walk_is_over(const Walk& one) EXCLUDES(ops_mu);
 
+  // ---- the budget (tree_budget.cpp)
+  void go_by_directory();
+  void enough(Walk& one);
+  void distrust_below(const std::string& path);
+  void shrink_soon(std::chrono::milliseconds pause);
+  void shrink();
+  static constexpr std::size_t kNewestKept = 8;      // directories just listed, which somebody waits for
+  static constexpr std::size_t kExamineAtOnce = 32;  // with the tree's lock held
+  static constexpr auto kSparedPause = std::chrono::milliseconds(5);
+  static constexpr auto kNothingPause = std::chrono::seconds(1);
+
   // ---- what is loaded and wanted (tree_load.cpp)
   void load(const std::string& path, const CompletionPtr& known, const CompletionPtr& done);
   void load_known(const std::string& path, const CompletionPtr& known, const CompletionPtr& done);
@@ -242,6 +254,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   void reask(const std::string& below);
   void rescan(Completions waiters);
   void run_step(const std::shared_ptr<Run>& now);
+  void rescan_subtree(const std::string& path, Deadline deadline, Walk::Then over);
   void watch_all_below(const std::string& path, std::function<void()> then);
   struct FirstLoad {  // a run waits for the first load of a subtree
     std::string path;
@@ -300,6 +313,14 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   base::Logger& log;
 
   std::atomic<std::chrono::milliseconds> rescan_stall{kRescanStall};
+  std::atomic<std::size_t> budget{kDefaultBudget};
+  std::atomic<bool> by_directory{false};
+  std::atomic<bool> shrinking{false};      // shrink() is under way or planned
+  std::atomic<bool> shrink_wanted{false};  // … by write(), and not planned yet
+  std::atomic<std::uint64_t> collapsed_dirs{0};
+  struct {  // of shrink(), one call of which follows the other
+    std::size_t left = 0, spared = 0, collapsed = 0;
+  } pass;
 
   base::Mutex mu;  // not held while the tree's lock is taken, nor while anything of others is called
   base::CondVar idle;

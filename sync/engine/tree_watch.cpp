@@ -143,17 +143,17 @@ void TreeStore::Impl::apply_changed(const wire::Changed& changed) {
   if (!use) return;
   changed_states += changed.states.size();
   Rechecks again;
-  const bool by_directory = watched_by_directory();
+  const bool beside = watched_by_directory();
   store.write([&](Mirror& mirror, Changes& changes) {
     for (const auto& state : changed.states) {
       const auto dir = mirror.find(state.dir);
-      const auto before = by_directory && !state.name.empty() ? mirror.lookup(dir, state.name) : kNoNode;
+      const auto before = beside && !state.name.empty() ? mirror.lookup(dir, state.name) : kNoNode;
       if (state.name.empty()) {
         apply_node(state, mirror, changes, again);
       } else {
         apply_state(state, mirror, changes, again);
       }
-      if (by_directory) look_beside(state, before, mirror, again);
+      if (beside) look_beside(state, before, mirror, again);
     }
   });
   recheck(again);
@@ -243,7 +243,12 @@ void TreeStore::Impl::apply_state(const wire::NameState& state, Mirror& mirror, 
     }
   }
   if (state.attr.ino == 0) {
-    if (there != kNoNode) mirror.unlink(dir, state.name, changes);
+    if (there != kNoNode) {
+      mirror.unlink(dir, state.name, changes);
+    } else if (mirror.collapsed(dir) && !base::fault::active("sync.no_collapse_inval")) {
+      changes.push_back(
+          {Change::Kind::kEntry, kNoNode, dir, state.name});  // whoever was shown it still has it
+    }
   } else {
     const bool was_alive = known != kNoNode && mirror.alive(known);
     const bool was_listed = was_alive && mirror.listing(known) == Listing::kComplete;
@@ -259,7 +264,7 @@ void TreeStore::Impl::apply_state(const wire::NameState& state, Mirror& mirror, 
     } else if (S_ISDIR(state.attr.mode) && (state.flags & wire::kNameFresh) != 0) {
       told_listing(id);
       mirror.begin_listing(node, changes);
-    } else if (S_ISDIR(state.attr.mode) && !was_alive) {
+    } else if (S_ISDIR(state.attr.mode) && !was_alive && !by_directory) {
       again.emplace_back(node, true);
     }
   }

@@ -38,6 +38,8 @@ class Model {
     std::set<std::pair<NodeId, std::string>> names;
     std::map<std::string, NodeId> entries;
     Listing listing = Listing::kUnknown;
+    bool collapsed = false;
+    bool needed() const { return pins > 0 || !entries.empty(); }
   };
   std::map<NodeId, Node> nodes;
   // A name that went and came again is another one: its place in the directory is another.
@@ -68,7 +70,42 @@ class Model {
     if (!nodes.at(id).names.empty()) return;
     while (!nodes.at(id).entries.empty()) unlink(id, nodes.at(id).entries.begin()->first);
     nodes.at(id).listing = Listing::kComplete;
+    nodes.at(id).collapsed = false;
     release(id);
+  }
+  void forget(NodeId dir, const std::string& name) {  // nobody hears of it
+    const auto id = nodes.at(dir).entries.at(name);
+    unname(dir, name);
+    release(id);
+  }
+  void collapse(NodeId dir) {
+    std::vector<std::string> gone;
+    for (const auto& [name, id] : nodes.at(dir).entries) {
+      if (!nodes.at(id).needed()) gone.push_back(name);
+    }
+    for (const auto& name : gone) forget(dir, name);
+    nodes.at(dir).listing = Listing::kUnknown;
+    nodes.at(dir).collapsed = true;
+    collapse_empty(dir);
+  }
+  void collapse_empty(NodeId dir) {
+    while (dir != kRootId && nodes.contains(dir) && !nodes.at(dir).needed() && !nodes.at(dir).names.empty()) {
+      const auto [up, name] = *nodes.at(dir).names.begin();
+      if (!nodes.at(up).collapsed) return;
+      forget(up, name);
+      dir = up;
+    }
+  }
+  void unpin(NodeId id) {
+    if (--nodes.at(id).pins > 0) return;
+    if (nodes.at(id).names.empty()) return release(id);
+    if (nodes.at(id).needed()) return;
+    const auto names = nodes.at(id).names;
+    for (const auto& [dir, name] : names) {
+      if (!nodes.at(dir).collapsed) continue;
+      forget(dir, name);
+      collapse_empty(dir);
+    }
   }
   void unlink(NodeId dir, std::string name) {  // a copy: the caller's goes with it
     const auto found = nodes.at(dir).entries.find(name);
@@ -146,7 +183,7 @@ class Believer {
   void learn(const Mirror& m, NodeIndex node, std::mt19937_64& rng) {
     attrs_[node] = m.attr(node);
     targets_[node] = m.target(node);
-    if (!S_ISDIR(m.attr(node).mode)) return;
+    if (!S_ISDIR(m.attr(node).mode) || m.collapsed(node)) return;  // not shown before it is listed
     auto& listing = listings_[node];
     listing.clear();
     m.list(node, 0, [&](std::uint64_t, std::string_view name, NodeIndex to) {
@@ -175,6 +212,8 @@ class Believer {
           std::erase_if(entries_,
                         [&](const auto& e) { return e.first.first == c.dir && e.second == kNoNode; });
           break;
+        case Change::Kind::kUnneeded:
+          break;
         case Change::Kind::kAll:
           entries_.clear(), attrs_.clear(), targets_.clear(), listings_.clear();
           break;
@@ -185,6 +224,16 @@ class Believer {
           break;
       }
     }
+  }
+  // A kernel knows what it holds alone, and absences in directories that it holds.
+  void forget_all_but(const std::set<NodeIndex>& held) {
+    const auto lost = [&](NodeIndex node) { return !held.contains(node); };
+    std::erase_if(entries_, [&](const auto& e) {
+      return lost(e.first.first) || (e.second != kNoNode && lost(e.second));
+    });
+    std::erase_if(attrs_, [&](const auto& e) { return lost(e.first); });
+    std::erase_if(targets_, [&](const auto& e) { return lost(e.first); });
+    std::erase_if(listings_, [&](const auto& e) { return lost(e.first); });
   }
   void check(const Mirror& m) const {
     for (const auto& [key, node] : entries_) EXPECT_EQ(m.lookup(key.first, key.second), node) << key.second;
@@ -216,7 +265,7 @@ class Both {
 
   void step() {
     Changes changes;
-    switch (rng_() % 12) {
+    switch (rng_() % 13) {
       case 0:
       case 1:
       case 2:
@@ -236,6 +285,10 @@ class Both {
         break;
       case 9:
         pin_or_unpin();
+        mirror_.take_late(changes);
+        break;
+      case 10:
+        collapse(changes);
         break;
       default:
         block(changes);
@@ -267,9 +320,12 @@ class Both {
       }
       if (!S_ISDIR(node.attr.mode)) continue;
       EXPECT_EQ(mirror_.listing(at), node.listing);
+      EXPECT_EQ(mirror_.collapsed(at), node.collapsed);
       check_entries(at, node);
     }
     EXPECT_EQ(mirror_.name_count(), names);
+    EXPECT_LE(mirror_.expanded_names(), names);
+    EXPECT_EQ(mirror_.pinned_count(), held().size());
     for (const auto zombie : zombies_) EXPECT_FALSE(mirror_.alive(zombie));
   }
 
@@ -389,8 +445,8 @@ class Both {
             std::none_of(pinned_.begin(), pinned_.end(), [n = node](auto& p) { return p.first == n; });
         if (last) std::erase(zombies_, node);
       } else {
-        --model_.nodes.at(id).pins;
-        model_.release(id);
+        believer_.forget_all_but(held());
+        model_.unpin(id);
       }
       return;
     }
@@ -399,6 +455,20 @@ class Both {
     mirror_.pin(at(found->first));
     ++found->second.pins;
     pinned_.emplace_back(at(found->first), found->first);
+  }
+  std::set<NodeIndex> held() const {
+    std::set<NodeIndex> held;
+    for (const auto& [node, id] : pinned_) held.insert(node);
+    return held;
+  }
+  void collapse(Changes& changes) {
+    const auto in = dir();
+    const auto in_node = at(in);
+    const bool listed = std::any_of(unfinished_.begin(), unfinished_.end(),
+                                    [&](auto& u) { return u.first.second == in_node; });
+    believer_.forget_all_but(held());
+    ASSERT_EQ(mirror_.collapse(in_node, changes), !listed);
+    if (!listed) model_.collapse(in);
   }
   void block(Changes& changes) {
     const auto in = dir();
@@ -441,11 +511,12 @@ class Both {
     }
     if ((b.flags & wire::kTreeMore) != 0) {
       unfinished_[key] = seen;
-      if (node.listing != Listing::kComplete) node.listing = Listing::kPartial;
+      if (node.listing != Listing::kComplete) node.listing = Listing::kPartial, node.collapsed = false;
       return;
     }
     unfinished_.erase(key);
     node.listing = Listing::kComplete;
+    node.collapsed = false;
     std::vector<std::string> gone;
     for (const auto& [n, id] : node.entries) {
       if (!seen.contains(model_.places.at({in, n}))) gone.push_back(n);

@@ -36,6 +36,12 @@ void print_daemon(const nlohmann::json& d) {
   if (const auto more = watch.value("mounts_left_out", 0); more > 0) {
     std::printf("  and %d other file systems more\n", more);
   }
+  const auto tree = d.value("tree", nlohmann::json::object());
+  if (tree.value("mode", "whole") != "whole") {
+    std::printf("  tree: %s, %llu entries of at most %llu, %llu in use here\n",
+                printable(tree.value("mode", "")).c_str(), tree.value("entries", 0ULL),
+                tree.value("max_entries", 0ULL), tree.value("pinned", 0ULL));
+  }
   for (const auto& program : d.value("programs", nlohmann::json::array())) {
     if (program.value("refused", 0) == 0) continue;
     std::printf("  %d reads of %s were refused: [fetch] in the configuration\n", program.value("refused", 0),

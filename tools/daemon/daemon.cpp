@@ -51,9 +51,10 @@ class Daemon {
         wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
         log_(log) {}
 
-  void start(std::unique_ptr<Dialer> dialer, const Layout& layout, fs::ReadPolicy reads) {
+  void start(std::unique_ptr<Dialer> dialer, const Layout& layout, fs::ReadPolicy reads,
+             std::size_t max_entries) {
     engine_ = std::make_unique<Engine>(
-        std::move(dialer), layout, std::move(reads), [this] { wake(); }, log_);
+        std::move(dialer), layout, std::move(reads), max_entries, [this] { wake(); }, log_);
   }
   void run();
 
@@ -310,7 +311,8 @@ base::Result<void> serve(const Words& words, base::Logger& log) {
   auto listener = listen_unix(layout->socket());
   if (!listener) return std::move(listener).error();
   Daemon daemon(*std::move(listener), *std::move(signals), log);
-  daemon.start(*std::move(dialer), *layout, {service->fetch_deny, service->fetch_max_bytes_per_hour});
+  daemon.start(*std::move(dialer), *layout, {service->fetch_deny, service->fetch_max_bytes_per_hour},
+               service->mirror_max_entries);
   log.info("event=daemon_start target=" + words.target);
   report({{"ready", true}});
   daemon.run();

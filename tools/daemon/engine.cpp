@@ -422,10 +422,12 @@ nlohmann::json Engine::Impl::status() {
 
 // ---- the public face ------------------------------------------------------------------------
 
-Engine::Engine(std::unique_ptr<Dialer> dialer, Layout layout, fs::ReadPolicy reads,
+Engine::Engine(std::unique_ptr<Dialer> dialer, Layout layout, fs::ReadPolicy reads, std::size_t max_entries,
                std::function<void()> on_idle_change, base::Logger& log)
     : impl_(std::make_unique<Impl>(std::move(dialer), std::move(layout), std::move(reads),
-                                   std::move(on_idle_change), log)) {}
+                                   std::move(on_idle_change), log)) {
+  impl_->tree.set_budget(max_entries);
+}
 Engine::~Engine() { stop(); }
 
 base::Result<void> Engine::wait_up(Deadline deadline) {

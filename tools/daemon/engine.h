@@ -25,8 +25,9 @@ class Engine {
  public:
   using Deadline = std::chrono::steady_clock::time_point;
 
-  // `on_idle_change` is called (any thread) when a mount came or went.
-  Engine(std::unique_ptr<Dialer> dialer, Layout layout, fs::ReadPolicy reads,
+  // `max_entries`: see TreeStore::set_budget(). `on_idle_change` is called (any thread) when a mount came or
+  // went.
+  Engine(std::unique_ptr<Dialer> dialer, Layout layout, fs::ReadPolicy reads, std::size_t max_entries,
          std::function<void()> on_idle_change, base::Logger& log);
   ~Engine();
 

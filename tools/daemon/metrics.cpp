@@ -47,9 +47,14 @@ json of_mount(const fs::MountStats& mount) {
 }
 
 json of_tree(const sync::TreeStore& tree) {
-  const auto [nodes, memory] = tree.read(
-      [](const sync::Mirror& mirror) { return std::pair(mirror.node_count(), mirror.memory_bytes()); });
-  return {{"nodes", nodes}, {"memory_bytes", memory}};
+  const auto now = tree.tree_status();
+  return {{"nodes", now.nodes},
+          {"entries", now.names},
+          {"memory_bytes", now.memory_bytes},
+          {"mode", now.by_directory ? "expanded directories" : "whole"},
+          {"max_entries", now.budget},
+          {"pinned", now.pinned},
+          {"collapsed", now.collapsed}};
 }
 
 const char* how_name(wire::MountHow how) {

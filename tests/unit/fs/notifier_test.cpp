@@ -30,7 +30,10 @@ class Kernel : public KernelNotify {
     }
     add("e" + std::to_string(parent) + name);
   }
-  void let_go() {
+  void let_go(const std::vector<Unneeded>& inodes) override {
+    for (const auto& one : inodes) add("g" + std::to_string(one.ino));
+  }
+  void unstick() {
     const std::lock_guard lock(mu);
     free = true;
     freed.notify_all();
@@ -164,7 +167,7 @@ TEST_F(NotifierTest, ThoseStuckInTheKernelDoNotHoldUpOthers) {
   for (Ino dir = 101; dir <= 200; ++dir) notifier.entry(dir, "n");
   EXPECT_TRUE(eventually([&] { return kernel.all().size() == 100; }));
   EXPECT_FALSE(notifier.wait_idle(std::chrono::steady_clock::now()));
-  kernel.let_go();
+  kernel.unstick();
   ASSERT_TRUE(idle(notifier));
   EXPECT_EQ(kernel.all().size(), 100 * (kStuck + 1));
 }
@@ -199,6 +202,16 @@ TEST(MountTable, LinesAreParsed) {
   EXPECT_FALSE(parse_mount_line(""));
   EXPECT_FALSE(parse_mount_line("36 35 98 / /mnt rw - ext4 x rw"));
   EXPECT_FALSE(parse_mount_line("36 35 98:12 / /mnt rw"));
+}
+
+TEST_F(NotifierTest, WhatIsNotNeededIsToldUnlessARequestHoldsIt) {
+  busy.insert(5);
+  Notifier n(kernel, source);
+  for (const Ino ino : {4, 5, 6}) n.let_go({ino, 1, "n", false});
+  n.let_go({7, 5, "below", false});
+  n.let_go({8, 1, "last", false});
+  EXPECT_TRUE(eventually([&] { return kernel.all().contains("g8"); }));
+  EXPECT_EQ(kernel.all(), (std::multiset<std::string>{"g4", "g6", "g8"}));
 }
 
 }  // namespace

@@ -220,6 +220,12 @@ TEST_F(ConfigTest, TablesOfSettings) {
       << unknown.error().message();
 }
 
+TEST_F(ConfigTest, TheLimitOfTheMirror) {
+  EXPECT_EQ(load().mirror_max_entries, 4'000'000u);
+  project("[mirror]\nmax_entries = 5000\n");
+  EXPECT_EQ(load().mirror_max_entries, 5000u);
+}
+
 TEST_F(ConfigTest, UnknownKeysNameKeyAndFile) {
   project("tempalte = \"x\"\n");
   EXPECT_EQ(failure("arg.unknown"), "unknown argument tempalte in " + dir_ + "/project/nearbox.toml");

@@ -115,10 +115,19 @@ class FakeTree {
     wire::Bytes bytes;
     wire::TreeEncoder encoder;
     std::deque<std::string> left{ask.path};
+    wire::TreeReply reply;
     while (!left.empty()) {
       const auto dir = left.front();
       left.pop_front();
-      for (const auto& block : blocks(dir)) encoder.add(block, bytes);
+      if (ask.max_entries != 0 && reply.entries >= ask.max_entries) {
+        reply.truncated = true;
+        encoder.add({dir, nodes.at(dir), wire::kTreeNotExpanded, 0, {}}, bytes);
+        continue;
+      }
+      for (const auto& block : blocks(dir)) {
+        reply.entries += block.entries.size();
+        encoder.add(block, bytes);
+      }
       for (const auto& name : names(dir)) {
         const auto path = dir.empty() ? name : dir + "/" + name;
         if (!S_ISDIR(nodes.at(path).mode)) continue;
@@ -129,7 +138,7 @@ class FakeTree {
         }
       }
     }
-    if (link_.chunk(token, pack(bytes))) link_.end(token, 0, wire::encode(wire::TreeReply{}));
+    if (link_.chunk(token, pack(bytes))) link_.end(token, 0, wire::encode(reply));
   }
 
  private:

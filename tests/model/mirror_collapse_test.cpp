@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+// Directories that collapse, and come again.
+#include <cstdlib>
+#include <map>
+#include <random>
+#include <set>
+#include <sys/stat.h>
+
+#include <gtest/gtest.h>
+
+#include "sync/core/mirror.h"
+
+namespace nearbox::sync {
+namespace {
+
+using wire::Attr;
+
+std::uint64_t seed() {
+  const char* text = std::getenv("NEARBOX_TEST_SEED");
+  return text == nullptr ? 20240611 : std::strtoull(text, nullptr, 10);
+}
+
+Attr attr_of(std::uint64_t ino, std::uint32_t mode = S_IFREG | 0644) {
+  Attr a;
+  a.dev = 1, a.ino = ino, a.mode = mode, a.nlink = 1;
+  return a;
+}
+
+class MirrorCollapse : public testing::Test {
+ protected:
+  MirrorCollapse() {
+    mirror.set_root(attr_of(2, S_IFDIR | 0755), changes);
+    // r/ with d0 … d9, each with f0 … f9
+    for (std::uint64_t i = 0; i < 10; ++i) {
+      const auto name = "d" + std::to_string(i);
+      dirs.push_back(mirror.link(Mirror::kRoot, name, attr_of(100 + i, S_IFDIR | 0755), {}, changes));
+    }
+    mirror.set_listing(Mirror::kRoot, Listing::kComplete);
+    for (std::uint64_t i = 0; i < 10; ++i) fill(i);
+    changes.clear();
+  }
+  void fill(std::uint64_t i) {
+    wire::TreeBlock block;
+    block.path = "d" + std::to_string(i);
+    block.attr = mirror.attr(dirs[i]);
+    for (std::uint64_t f = 0; f < 10; ++f) {
+      block.entries.push_back({"f" + std::to_string(f), attr_of(1000 + 10 * i + f), {}});
+    }
+    mirror.apply_block(Mirror::kRoot, block, changes);
+  }
+  std::set<std::string> names(NodeIndex dir) const {
+    std::set<std::string> all;
+    mirror.list(dir, 0, [&](std::uint64_t, std::string_view name, NodeIndex) {
+      all.emplace(name);
+      return true;
+    });
+    return all;
+  }
+  bool told(Change::Kind kind, NodeIndex dir, const std::string& name = {}) const {
+    for (const auto& change : changes) {
+      if (change.kind == kind && change.dir == dir && change.name == name) return true;
+    }
+    return false;
+  }
+  static bool none(NodeIndex) { return false; }
+
+  Mirror mirror;
+  Changes changes;
+  std::vector<NodeIndex> dirs;
+};
+
+TEST_F(MirrorCollapse, KeepsWhatIsPinnedAndTellsWhoHoldsIt) {
+  const auto dir = dirs[3];
+  const auto file = mirror.lookup(dir, "f4");
+  mirror.pin(dir);
+  mirror.pin(file);
+  ASSERT_TRUE(mirror.collapse(dir, changes));
+  EXPECT_EQ(mirror.listing(dir), Listing::kUnknown);
+  EXPECT_TRUE(mirror.collapsed(dir));
+  EXPECT_EQ(names(dir), (std::set<std::string>{"f4"}));
+  EXPECT_TRUE(told(Change::Kind::kListing, dir));
+  EXPECT_TRUE(told(Change::Kind::kUnneeded, dir, "f4"));
+  EXPECT_EQ(changes.size(), 2u);
+  EXPECT_EQ(mirror.pinned_count(), 2u);
+
+  changes.clear();
+  auto attr = mirror.attr(file);
+  attr.size = 5;
+  mirror.set_attr(mirror.find(wire::identity(attr)), attr, changes);
+  ASSERT_EQ(changes.size(), 1u);
+  EXPECT_EQ(changes[0].kind, Change::Kind::kData);
+
+  // A name that the kernel may believe absent.
+  changes.clear();
+  ASSERT_NE(mirror.link(dir, "new", attr_of(5000), {}, changes), kNoNode);
+  EXPECT_TRUE(told(Change::Kind::kEntry, dir, "new"));
+  EXPECT_TRUE(told(Change::Kind::kListing, dir));
+
+  mirror.unpin(file);
+  EXPECT_EQ(names(dir), (std::set<std::string>{"new"}));
+  EXPECT_EQ(mirror.find({1, 1034}), kNoNode);
+
+  fill(3);
+  EXPECT_EQ(mirror.listing(dir), Listing::kComplete);
+  EXPECT_FALSE(mirror.collapsed(dir));
+  EXPECT_EQ(names(dir).size(), 10u);
+}
+
+TEST_F(MirrorCollapse, WhatNobodyHoldsGoesWithTheDirectoriesAboveIt) {
+  const auto before = mirror.name_count();
+  ASSERT_TRUE(mirror.collapse(Mirror::kRoot, changes));
+  EXPECT_EQ(mirror.name_count(), before) << "directories with names stay";
+  for (std::size_t i = 1; i < 10; ++i) ASSERT_TRUE(mirror.collapse(dirs[i], changes));
+  EXPECT_EQ(names(Mirror::kRoot), (std::set<std::string>{"d0"}));
+  const auto file = mirror.lookup(dirs[0], "f0");
+  mirror.pin(dirs[0]);
+  mirror.pin(file);
+  ASSERT_TRUE(mirror.collapse(dirs[0], changes));
+  EXPECT_EQ(mirror.name_count(), 2u);
+  changes.clear();
+  mirror.unpin(file);
+  mirror.take_late(changes);
+  EXPECT_TRUE(told(Change::Kind::kUnneeded, Mirror::kRoot, "d0")) << "nothing is below it any more";
+  mirror.unpin(dirs[0]);
+  EXPECT_EQ(mirror.name_count(), 0u);
+  EXPECT_EQ(mirror.node_count(), 1u);
+}
+
+TEST_F(MirrorCollapse, TheLeastRecentlyExpandedFirst) {
+  EXPECT_EQ(mirror.expanded_names(), 110u);
+  EXPECT_EQ(mirror.expanded_dirs(), 11u);
+  (void)names(dirs[1]);  // looked into: spared once
+  const auto did = mirror.collapse_oldest(80, 100, none, changes);
+  EXPECT_EQ(did.names, 30u);
+  EXPECT_EQ(did.spared, 2u) << "the root too, by the names of the blocks";
+  EXPECT_EQ(mirror.listing(dirs[0]), Listing::kUnknown);
+  EXPECT_EQ(mirror.listing(dirs[1]), Listing::kComplete);
+  EXPECT_EQ(mirror.listing(dirs[2]), Listing::kUnknown);
+  EXPECT_EQ(mirror.listing(dirs[3]), Listing::kUnknown);
+  EXPECT_EQ(mirror.listing(dirs[4]), Listing::kComplete);
+  EXPECT_EQ(mirror.expanded_names(), 80u);
+  const auto kept = mirror.collapse_oldest(
+      0, 100, [&](NodeIndex dir) { return dir == dirs[7]; }, changes);
+  EXPECT_EQ(kept.examined, 100u) << "one is kept, and asked for again and again";
+  EXPECT_EQ(mirror.listing(dirs[7]), Listing::kComplete);
+  EXPECT_EQ(mirror.expanded_names(), 10u);
+}
+
+TEST_F(MirrorCollapse, NotWhileItIsListedInBlocks) {
+  wire::TreeBlock block;
+  block.path = "d5";
+  block.attr = mirror.attr(dirs[5]);
+  block.flags = wire::kTreeMore;
+  block.entries.push_back({"f0", attr_of(1050), {}});
+  mirror.apply_block(Mirror::kRoot, block, changes, {}, 7);
+  EXPECT_FALSE(mirror.collapse(dirs[5], changes));
+  mirror.end_scan(7);
+  EXPECT_TRUE(mirror.collapse(dirs[5], changes));
+}
+
+TEST_F(MirrorCollapse, LostChangesAreToldOfCollapsedDirectoriesToo) {
+  mirror.pin(dirs[2]);
+  ASSERT_TRUE(mirror.collapse(dirs[2], changes));
+  changes.clear();
+  mirror.distrust(Mirror::kRoot, true, false, changes);
+  EXPECT_TRUE(told(Change::Kind::kEntry, Mirror::kRoot, "d2"));
+  EXPECT_TRUE(told(Change::Kind::kNegatives, dirs[2]));
+  EXPECT_TRUE(told(Change::Kind::kListing, dirs[2]));
+}
+
+// Property: whoever reads a directory in pieces sees each name that stays exactly once, though it collapses
+// and is listed again meanwhile, in any order.
+TEST(MirrorCollapseModel, ReadersGoOnWhereTheyWere) {
+  std::mt19937_64 rng(seed());
+  for (int round = 0; round < 10; ++round) {
+    Mirror mirror;
+    Changes changes;
+    mirror.set_root(attr_of(2, S_IFDIR | 0755), changes);
+    const auto dir = mirror.link(Mirror::kRoot, "d", attr_of(3, S_IFDIR | 0755), {}, changes);
+    mirror.pin(dir);
+    std::map<std::string, std::uint64_t> there;
+    std::uint64_t ino = 100;
+    for (int i = 0; i < 3000; ++i) there["n" + std::to_string(i)] = ino++;
+    auto stay = there;
+    const auto list = [&] {
+      wire::TreeBlock block;
+      block.path = "d", block.attr = attr_of(3, S_IFDIR | 0755);
+      for (const auto& [name, number] : there) block.entries.push_back({name, attr_of(number), {}});
+      std::shuffle(block.entries.begin(), block.entries.end(), rng);
+      mirror.apply_block(Mirror::kRoot, block, changes);
+    };
+    list();
+    std::map<std::string, int> seen;
+    std::uint64_t cookie = 0;
+    for (bool more = true; more;) {
+      auto left = 1 + rng() % 100;
+      more = false;
+      mirror.list(dir, cookie, [&](std::uint64_t at, std::string_view name, NodeIndex) {
+        if (left-- == 0) return !(more = true);
+        EXPECT_GT(at, cookie);
+        cookie = at;
+        ++seen[std::string(name)];
+        return true;
+      });
+      if (rng() % 3 == 0) {
+        const auto held = mirror.lookup(dir, "n" + std::to_string(rng() % 3000));
+        if (held != kNoNode) mirror.pin(held);
+        ASSERT_TRUE(mirror.collapse(dir, changes));
+        if (held != kNoNode) mirror.unpin(held);
+        for (int i = 0; i < 20; ++i) {
+          const auto gone = "n" + std::to_string(rng() % 3000);
+          there.erase(gone), stay.erase(gone);
+          there["new" + std::to_string(ino)] = ino;
+          ++ino;
+        }
+        list();
+      }
+      changes.clear();
+    }
+    for (const auto& [name, number] : stay) EXPECT_EQ(seen[name], 1) << name;
+    for (const auto& [name, times] : seen) EXPECT_EQ(times, 1) << name;
+  }
+}
+
+}  // namespace
+}  // namespace nearbox::sync
