@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "client/base/mutex.h"
+#include "fs/core/sparse_array.h"
 #include "sync/core/mirror.h"
 
 namespace nearbox::fs {
@@ -33,12 +34,9 @@ class Orphans {
   void clear_numbers() EXCLUDES(mu_);
 
  private:
-  struct Hold {
-    std::uint32_t sessions = 0;
-    std::uint64_t orphan = 0;
-  };
   mutable base::Mutex mu_;
-  std::unordered_map<sync::NodeIndex, Hold> holds_ GUARDED_BY(mu_);
+  SparseArray<std::uint32_t> sessions_ GUARDED_BY(mu_);  // that hold a node
+  std::unordered_map<sync::NodeIndex, std::uint64_t> kept_ GUARDED_BY(mu_);
 };
 
 // The inodes one FUSE session's kernel side holds, and the mirror nodes they stand for.
@@ -47,7 +45,7 @@ class Orphans {
 //          forget() returns it; it calls add() under the tree's lock (shared is enough) and forget() under
 //          the exclusive one, so that a node cannot go between.
 // Threads: any; mu_ is taken below the tree's lock.
-// Units:   lookup counts are kernel references. Numbers are never used twice.
+// Units:   lookup counts are kernel references. Numbers are never used twice. 16 bytes an inode.
 class InodeTable {
  public:
   explicit InodeTable(sync::NodeIndex root);
@@ -81,15 +79,22 @@ class InodeTable {
   std::uint64_t bad_forgets() const EXCLUDES(mu_);
 
  private:
+  // An inode's number is its node's below, and above that how many were given before it: none comes twice
+  // before 2^32 others did.
   struct Entry {
-    sync::NodeIndex node = sync::kNoNode;
-    std::uint64_t count = 0;
-    std::vector<Name> names;  // oldest first
+    std::uint32_t turn = 0;
+    std::uint64_t count = 0;  // of the kernel's references
+    bool operator==(const Entry&) const = default;
   };
+  static sync::NodeIndex node_of(Ino ino) { return static_cast<sync::NodeIndex>(ino); }
+  static Ino number(sync::NodeIndex node, const Entry& entry) { return Ino{entry.turn} << 32 | node; }
+  Entry find(Ino ino) const REQUIRES(mu_);  // of no count: the kernel may not know that number
+
   mutable base::Mutex mu_;
-  std::unordered_map<Ino, Entry> inodes_ GUARDED_BY(mu_);
-  std::unordered_map<sync::NodeIndex, Ino> nodes_ GUARDED_BY(mu_);
-  Ino next_ GUARDED_BY(mu_) = kRootIno + 1;
+  const sync::NodeIndex root_;
+  SparseArray<Entry> inodes_ GUARDED_BY(mu_);  // by node; all but the root
+  std::uint32_t turn_ GUARDED_BY(mu_) = 0;
+  std::unordered_map<Ino, std::vector<Name>> names_ GUARDED_BY(mu_);  // oldest first
   std::uint64_t bad_ GUARDED_BY(mu_) = 0;
   bool remember_ GUARDED_BY(mu_) = false;
 };
