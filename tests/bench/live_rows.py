@@ -54,20 +54,16 @@ def agents(context):
 
 
 def cpu_seconds(pids):
-    """CPU time of processes so far, to the nanosecond; of threads that are there."""
-    total = 0
-    for pid in pids:
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/schedstat", encoding="ascii") as f:
-                total += int(f.read().split()[0])
-    return total / 1e9
+    """CPU time of processes so far, to the nanosecond; of threads that are gone too."""
+    # The clock of a process, as clock_getcpuclockid(3) makes its number.
+    return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
 
 
 def wakeups(pids):
     total = 0
     for pid in pids:
         for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/status", encoding="ascii", errors="replace") as f:
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/status", encoding="ascii", errors="replace") as f:
                 total += sum(int(line.split()[1]) for line in f if line.startswith("voluntary_ctxt_switches"))
     return total
 

@@ -162,6 +162,7 @@ TEST_F(MountTest, ALostLinkServesWhatIsKnownAndGoesOnAfterwards) {
 TEST_F(MountTest, WithoutALinkCachedThingsAreServedAndNothingHangs) {
   spill(src + "/known", "cached");
   spill(src + "/new", "not read yet");
+  grow_old(src + "/known");
   start();
   auto* const session = world->mount(mnt);
   ASSERT_NE(session, nullptr);

@@ -130,7 +130,8 @@ void Watcher::step() {
     tell_foreign(std::chrono::milliseconds(0));
 }
 
-// Until there is something to do. Right after a round only calls are heard: events gather meanwhile.
+// Until there is something to do. Right after a round, and after events were read, only calls are heard:
+// events gather meanwhile, since hearing of each by itself costs more than looking at what it is about.
 void Watcher::wait() {
   const auto now = Clock::now();
   const auto held = last_round_ + kBatch;
@@ -149,13 +150,14 @@ void Watcher::wait() {
   std::array<struct pollfd, 4> fds{};
   nfds_t count = 0;
   fds[count++] = {wake_.get(), POLLIN, 0};
-  const bool hears = held <= now;
+  const auto deaf = std::max(last_round_, last_heard_) + kBatch;
+  const bool hears = deaf <= now;
   if (hears && fanotify_) fds[count++] = {fanotify_->fd(), POLLIN, 0};
   if (hears && inotify_) fds[count++] = {inotify_->fd(), POLLIN, 0};
   const auto mounts = count;
   if (hears && mountinfo_) fds[count++] = {mountinfo_.get(), POLLPRI, 0};
   const bool watches = fanotify_ || inotify_;
-  if (!hears && watches) until = std::min(until, held);
+  if (!hears && watches) until = std::min(until, deaf);
   const auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(until - now).count();
   if (left > 0) {
     const struct timespec timeout { left / 1'000'000'000, left % 1'000'000'000 };
@@ -177,7 +179,9 @@ bool Watcher::read_sources(std::size_t max_reads) {
     if (source == nullptr) continue;
     std::size_t reads = 0;
     while (reads < max_reads && Clock::now() < until && source->read(sink) > 0) ++reads;
-    const bool unread = reads == max_reads || Clock::now() >= until;
+    const auto now = Clock::now();
+    if (reads > 0) last_heard_ = now;
+    const bool unread = reads == max_reads || now >= until;
     more = more || unread;
     if (max_reads == kReadsAStep && unread && source->queued() > limits_.queued_bytes) skip_queued(*source);
   }

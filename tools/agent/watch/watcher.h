@@ -25,7 +25,8 @@
 
 namespace nearbox::agent {
 
-inline constexpr std::chrono::milliseconds kBatch{5};     // between two rounds of looks under load
+inline constexpr std::chrono::milliseconds kBatch{
+    5};  // between two rounds of looks, or two reads of events, under load
 inline constexpr std::size_t kLooksAtOnce = 512;          // then the kernel's queue is read again
 inline constexpr std::chrono::milliseconds kReadFor{20};  // then what was read is looked at
 inline constexpr std::size_t kMaxOwnChanges = 64 * 1024;  // of this agent, not told to others yet
@@ -225,6 +226,7 @@ class Watcher {
   Looker looker_;
   Storms storms_;
   Clock::time_point last_round_{};
+  Clock::time_point last_heard_{};  // that events were read
   bool overflowed_ = false;
   const char* why_lost_ = "";
   bool check_roots_ = false;
