@@ -148,10 +148,13 @@ struct Lost {
   std::string path;  // of a directory
   bool recursive = true;
   bool content = false;
+  NodeId dir;  // of it, where the path may not be what the client knows it by; a client that does not know
+               // the node has nothing to read again
 };
 template <class Ar, class M>
 void Lost_fields(Ar& ar, M& m) {
   ar.num(m.root), ar.bytes(m.path, kMaxPath), ar.num(m.recursive), ar.num(m.content);
+  fields(ar, m.dir);
 }
 NEARBOX_FIELDS(Lost)
 

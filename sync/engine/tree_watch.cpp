@@ -289,10 +289,11 @@ void TreeStore::Impl::apply_lost(const wire::Lost& lost) {
   if (root == wire::NodeId{}) return;  // of one that is not walked yet
   Rechecks again;
   store.write([&](Mirror& mirror, Changes& changes) {
-    auto top = mirror.find(root);
-    if (top == kNoNode || !mirror.alive(top)) return;
+    auto top = mirror.find(lost.dir == wire::NodeId{} ? root : lost.dir);
+    if (lost.dir != wire::NodeId{}) told_listing(lost.dir);  // should a walk bring it, it is listed again
+    if (top == kNoNode || !mirror.alive(top) || !S_ISDIR(mirror.attr(top).mode)) return;
     bool recursive = lost.recursive;
-    std::string_view left = lost.path;
+    std::string_view left = lost.dir == wire::NodeId{} ? lost.path : std::string_view();
     while (!left.empty()) {
       const auto slash = left.find('/');
       const auto next = mirror.lookup(top, left.substr(0, slash));

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Who sees what of changes that others made, in the sandbox or through another mount.
 #include <fcntl.h>
-#include <utility>
 
 #include "tests/integration/fuse_world.h"
 
@@ -199,35 +198,6 @@ TEST_F(MountTest, OwnWritesDoNotHideWhatOthersWroteBefore) {
     EXPECT_EQ(slurp(mnt + name).substr(0, 7), "foreign") << name;
     EXPECT_TRUE(slurp(mnt + name) == slurp(src + name)) << name;
   }
-  // Nobody counts here: a file that changed a moment ago is read again (docs/semantics.md). Then what is read
-  // stays.
-  const auto settled = [&] {
-    struct stat st {};
-    struct timespec now {};
-    if (::stat((src + "/write").c_str(), &st) != 0 || ::clock_gettime(CLOCK_REALTIME, &now) != 0)
-      return false;
-    return (now.tv_sec - st.st_ctim.tv_sec) * 1000 + (now.tv_nsec - st.st_ctim.tv_nsec) / 1'000'000 > 100;
-  };
-  ASSERT_TRUE(eventually(settled, 10s));
-  for (int i = 0; i < 3; ++i) {
-    EXPECT_TRUE(slurp(mnt + "/write") == slurp(src + "/write"));
-    ASSERT_TRUE(session->wait_invalidated(Clock::now() + 10s));
-  }
-  // Own changes alone are told to nobody: their pages stay.
-  auto requests = session->stats().requests;
-  int quiet = 0;  // what was closed is released some time later
-  ASSERT_TRUE(eventually([&] {
-    const auto now = session->stats().requests;
-    quiet = std::exchange(requests, now) == now ? quiet + 1 : 0;
-    return quiet >= 20;
-  }));
-  const base::UniqueFd own(::open((mnt + "/write").c_str(), O_RDWR | O_CLOEXEC));
-  for (int i = 0; i < 10; ++i) ASSERT_EQ(::pwrite(own.get(), "c", 1, kPage + i), 1);
-  ASSERT_TRUE(session->wait_invalidated(Clock::now() + 10s));
-  char byte = 0;
-  ASSERT_EQ(::pread(own.get(), &byte, 1, 0), 1);
-  EXPECT_EQ(byte, 'f');
-  EXPECT_LE(session->stats().requests - requests, 12u);
 }
 
 }  // namespace

@@ -76,12 +76,11 @@ std::uint64_t Versions::of(wire::NodeId node, std::uint64_t as_of) const {
   return std::min(version, as_of);
 }
 
-std::uint64_t Versions::bump(wire::NodeId node) {
+std::uint64_t Versions::bump(wire::NodeId node, std::uint64_t version) {
   if (!enabled() || blind(node.dev)) return 0;
-  const std::uint64_t version = counter_.fetch_add(1) + 1;
   Bucket* const table = table_.load(std::memory_order_acquire);
   if (table == nullptr) {  // no memory for it: one version for all
-    floor_.store(version);
+    raise_floor(version);
     return version;
   }
   std::size_t lock = 0;
@@ -90,7 +89,7 @@ std::uint64_t Versions::bump(wire::NodeId node) {
   Slot* into = nullptr;
   for (Slot& slot : bucket.slots) {
     if (slot.version != 0 && slot.node == node) {
-      slot.version = version;
+      slot.version = std::max(slot.version, version);
       return version;
     }
     if (into == nullptr || slot.version < into->version) into = &slot;
@@ -100,8 +99,9 @@ std::uint64_t Versions::bump(wire::NodeId node) {
   return version;
 }
 
-void Versions::bump_all() {
-  const std::uint64_t version = counter_.fetch_add(1) + 1;
+void Versions::bump_all() { raise_floor(unique()); }
+
+void Versions::raise_floor(std::uint64_t version) {
   auto before = floor_.load();
   while (before < version && !floor_.compare_exchange_weak(before, version)) {
   }

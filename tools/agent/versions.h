@@ -50,8 +50,10 @@ class Versions {
   std::uint64_t of(wire::NodeId node) const { return of(node, now()); }
   // A number that no state had before: for what must not be taken for what it was.
   std::uint64_t unique() { return counter_.fetch_add(1) + 1; }
-  // The node's content is another one now. Returns its version.
-  std::uint64_t bump(wire::NodeId node);
+  // The node's content is another one now. Returns its version: `number`, or a new one.
+  std::uint64_t bump(wire::NodeId node) { return bump(node, unique()); }
+  // By a number that unique() gave before the node was looked at: what the look shows is as new as that.
+  std::uint64_t bump(wire::NodeId node, std::uint64_t number);
   // Anything may have changed.
   void bump_all();
 
@@ -66,6 +68,7 @@ class Versions {
   };
   static constexpr std::size_t kLocks = 64;
   bool blind(std::uint64_t dev) const;
+  void raise_floor(std::uint64_t version);
   Bucket& bucket_of(Bucket* table, wire::NodeId node, std::size_t& lock) const;
 
   std::atomic<bool> enabled_{false};

@@ -153,6 +153,29 @@ TEST_P(OwnOpsTest, NothingOlderIsToldAfterTheRecord) {
   EXPECT_EQ(onlooker.model->differences(), "");
 }
 
+// A name that comes while an own operation writes to its file is told as ever, attributes by each barrier and
+// when the operation ends.
+TEST_P(OwnOpsTest, WhatOthersDoBesideAnOwnWriteIsTold) {
+  act([&] { put(*this / "a", "x"); });
+  const auto st = stat_at(AT_FDCWD, (*this / "a").c_str());
+  ASSERT_TRUE(st);
+  std::uint64_t before = 0;
+  {
+    const Watcher::Writing writing(watcher, client.get(), node_of(*st));
+    act([&] { ::rename((*this / "a").c_str(), (*this / "b").c_str()); });
+    act([&] { ::chmod((*this / "b").c_str(), 0600); });
+    before = client->log.last_seq();
+    ASSERT_TRUE(other([&] { ::chmod((*this / "b").c_str(), 0640); }));
+    // It was looked at when what comes after it is told.
+    ASSERT_TRUE(other([&] { ::mkdir((*this / "c").c_str(), 0755); }));
+    ASSERT_TRUE(test::eventually([&] { return client->log.last_seq() > before; }));
+    before = client->log.last_seq();
+  }
+  EXPECT_TRUE(test::eventually([&] { return client->log.last_seq() > before; }));
+  client->settle();
+  EXPECT_EQ(client->model->differences(), "");
+}
+
 INSTANTIATE_TEST_SUITE_P(Kinds, OwnOpsTest, test::kinds(), test::kind_name);
 
 }  // namespace

@@ -274,6 +274,22 @@ std::optional<Stat> FanotifySource::target(std::string_view handle) {
   return st ? std::optional(*st) : std::nullopt;
 }
 
+// The kernel's common handle of file systems with small inode numbers: the number, and a generation.
+// Source: linux v6.1 fs/libfs.c (generic_encode_fh) and include/linux/exportfs.h, FILEID_INO32_GEN.
+bool FanotifySource::names(std::string_view handle, wire::NodeId node) const {
+  constexpr int kInoAndGeneration = 1;
+  constexpr std::size_t kHead = sizeof(fsid_t) + sizeof(int);
+  if (handle.size() != kHead + 2 * sizeof(std::uint32_t) || node == wire::NodeId{}) return false;
+  int type = 0;
+  std::uint32_t number = 0;
+  std::memcpy(&type, handle.data() + sizeof(fsid_t), sizeof type);
+  std::memcpy(&number, handle.data() + kHead, sizeof number);
+  return type == kInoAndGeneration && number == node.ino &&
+         std::any_of(file_systems_.begin(), file_systems_.end(), [&](const auto& fs) {
+           return fs->dev == node.dev && std::memcmp(fs->fsid.data(), handle.data(), sizeof(fsid_t)) == 0;
+         });
+}
+
 void FanotifySource::entered(int fd, wire::NodeId /*dir*/, wire::NodeId /*parent*/,
                              std::string_view /*name*/) {
   (void)dir_of_fd(fd);

@@ -47,6 +47,7 @@ class FanotifySource final : public WatchSource {
   base::UniqueFd open_dir(wire::NodeId dir) override;
   RootSet roots_of(wire::NodeId dir) override;
   std::optional<Stat> target(std::string_view handle) override;
+  bool names(std::string_view handle, wire::NodeId node) const override;
   void entered(int fd, wire::NodeId dir, wire::NodeId parent, std::string_view name) override;
 
  private:

@@ -43,9 +43,10 @@ std::string path_of(int fd) {
   return {buffer.data(), static_cast<std::size_t>(n)};
 }
 
-bool Looker::untouched(int dir, const std::string& name) const {
+bool Looker::untouched(Place& dir, const std::string& name) const {
   if ((!mounts_.any_own() && !mounts_.any_foreign()) || name.empty()) return false;
-  const auto path = below(path_of(dir), name);
+  if (!dir.path) dir.path = path_of(dir.fd);
+  const auto path = below(*dir.path, name);
   return mounts_.own_mount(path) || mounts_.foreign(path);
 }
 
@@ -54,36 +55,44 @@ void Looker::look(TreeView& source, std::vector<Item>::iterator from, std::vecto
   if (from->dir == wire::NodeId{}) {
     for (auto it = from; it != to; ++it) {
       it->targets.push_back(std::move(it->name));
-      resolve_targets(source, *it, {}, every_root, out);
+      resolve_targets(source, *it, Here{}, every_root, out);
     }
     return;
   }
   for (auto it = from; it != to; ++it) source.recall(it->dir, it->place);
   const auto roots = source.roots_of(from->dir);
   const auto fd = roots.none() ? base::UniqueFd() : source.open_dir(from->dir);
+  Place place{fd.get()};
   for (auto it = from; it != to; ++it) {
     if (fd) {
-      look_at(source, fd.get(), *it, roots, out);
+      look_at(source, place, *it, roots, out);
     } else {  // the directory is gone or elsewhere, but a file that was in it may have other names
-      resolve_targets(source, *it, {}, every_root, out);
+      resolve_targets(source, *it, Here{}, every_root, out);
     }
   }
 }
 
 // Bytes that changed belong to nodes, not names: each target gets its version, and one that is not
-// what the name shows is told by itself. True: what it shows is one of them, to be looked at once more.
-bool Looker::resolve_targets(TreeView& source, const Item& item, wire::NodeId here, const RootSet& roots,
+// what the name shows is told by itself.
+void Looker::resolve_targets(TreeView& source, const Item& item, Here here, const RootSet& roots,
                              Findings& out) {
   const bool written = (item.flags & (kHintContent | kHintBorn)) != 0;
-  bool bumped_here = false;
   for (const auto& target : item.targets) {
     const bool links = (item.flags & kHintLinks) != 0;
     const bool content = written || (links && passed_over_.erase(target) != 0);
+    if (source.names(target, here.node)) {
+      if (content) versions_.bump(here.node, here.number);
+      continue;
+    }
     auto st = source.target(target);
     if (!st) continue;
     const auto node = node_of(*st);
+    if (node == here.node) {
+      if (content) versions_.bump(node, here.number);
+      continue;
+    }
     // By a name outside of the roots: only another name can lie below one, which it may have lost since.
-    const bool nowhere = here == wire::NodeId{} && item.dir == wire::NodeId{};
+    const bool nowhere = here.node == wire::NodeId{} && item.dir == wire::NodeId{};
     if (nowhere && content && st->st_nlink < 2 && !links) {
       if (passed_over_.size() >= kMaxPassedOver) passed_over_.clear();
       passed_over_.insert(
@@ -91,10 +100,6 @@ bool Looker::resolve_targets(TreeView& source, const Item& item, wire::NodeId he
       continue;
     }
     if (content) versions_.bump(node);
-    if (node == here) {
-      bumped_here = content;
-      continue;
-    }
     const auto as_of = versions_.now();
     if (content) st = source.target(target);  // attributes of before the version would be told as newer
     if (!st) continue;
@@ -104,49 +109,43 @@ bool Looker::resolve_targets(TreeView& source, const Item& item, wire::NodeId he
     state.attr = make_attr(*st, as_of);
     out.there.push_back({std::move(state), roots});
   }
-  return bumped_here;
 }
 
-void Looker::look_at(TreeView& source, int fd, const Item& item, const RootSet& roots, Findings& out) {
-  if (untouched(fd, item.name)) return;
+void Looker::look_at(TreeView& source, Place& place, const Item& item, const RootSet& roots, Findings& out) {
+  if (untouched(place, item.name)) return;
+  const int fd = place.fd;
   wire::NameState state;
   state.dir = item.dir;
   state.name = item.name;
   // "." rather than the descriptor itself: a directory that may not be searched is hidden too.
   const char* const name = item.name.empty() ? "." : item.name.c_str();
-  auto as_of = versions_.now();
+  // What is counted for events of before is counted by a number of before the look.
+  const bool counts = (item.flags & (kHintContent | kHintBorn | kHintLinks)) != 0;
+  const auto as_of = counts ? versions_.unique() : versions_.now();
   const auto looked = stat_at(fd, name);
-  Stat st = looked ? *looked : Stat{};
+  const Stat st = looked ? *looked : Stat{};
   bool there = looked.ok();
+  const bool named = (item.flags & (kHintListing | kHintBorn | kHintFresh)) != 0;
   // Not gone: the directory's mode keeps this agent out.
   const bool hidden = !there && looked.error().as_errno() == EACCES;
   if (there && S_ISLNK(st.st_mode)) there = read_target(fd, item.name, state.target);
-  bool bumped = resolve_targets(source, item, there ? node_of(st) : wire::NodeId{}, roots, out);
+  resolve_targets(source, item, {there ? node_of(st) : wire::NodeId{}, as_of}, roots, out);
   if (hidden) source.hidden();
   if (!there) {
     if ((item.flags & kHintFresh) != 0) {
       if (missed_.size() > kMaxMissed) missed_.clear();
       missed_.insert(item.targets.begin(), item.targets.end());
     }
-    if (!item.name.empty() && !hidden) out.gone.push_back({std::move(state), roots});
+    if (!item.name.empty() && !hidden) out.gone.push_back({std::move(state), roots, 0, 0, named});
     return;
   }
   const bool by_name = (item.flags & kHintContent) != 0 && item.targets.empty();
-  if (by_name || (item.flags & kHintBorn) != 0) {
-    versions_.bump(node_of(st));
-    bumped = true;
-  }
-  if (bumped) {
-    // Attributes of before the version would be told as newer than what an operation left meanwhile.
-    as_of = versions_.now();
-    const auto again = stat_at(fd, name);
-    if (again && wire::same_node(node_of(*again), node_of(st))) st = *again;
-  }
+  if (by_name || (item.flags & kHintBorn) != 0) versions_.bump(node_of(st), as_of);
   state.attr = make_attr(st, as_of);
   if (S_ISDIR(st.st_mode) && (item.flags & kHintFresh) != 0 && !item.name.empty()) {
     return list(source, fd, item, state.attr, roots, out);
   }
-  out.there.push_back({std::move(state), roots});
+  out.there.push_back({std::move(state), roots, 0, 0, named});
 }
 
 struct Looker::Listing {
@@ -208,12 +207,13 @@ bool Looker::list_one(TreeView& source, Listing& listing, const std::string& pat
   tail.attr = make_attr(*st);
   if (readable && !pseudo(tail.attr)) {
     const int number = fd->get();
+    Place place{number};
     const std::unique_ptr<DIR, CloseDir> handle(::fdopendir(number));
     if (!handle) return true;
     (void)fd->release();  // the handle closes it
     while (const struct dirent* found = ::readdir(handle.get())) {
       const std::string name = found->d_name;
-      if (name == "." || name == ".." || untouched(number, name)) continue;
+      if (name == "." || name == ".." || untouched(place, name)) continue;
       if (++listing.names > kMaxFreshNames) return false;
       Item item{dir, name, 0, {}, {}};
       if (auto waiting = names_.take_name(dir, name, Clock::now())) item = std::move(*waiting);
@@ -221,7 +221,7 @@ bool Looker::list_one(TreeView& source, Listing& listing, const std::string& pat
       item.flags |= kHintBorn;  // what became of it elsewhere, nobody told
       // A directory is told as fresh when its node is known: after the look.
       Findings found_here;
-      look_at(source, number, item, listing.roots, found_here);
+      look_at(source, place, item, listing.roots, found_here);
       for (auto& seen : found_here.there) {
         const bool listed = seen.state.name == name && S_ISDIR(seen.state.attr.mode);
         if (listed) {

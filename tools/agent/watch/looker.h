@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <optional>
 #include <string>
 #include <unordered_set>
 #include <vector>
@@ -24,6 +25,7 @@ struct Seen {
   RootSet roots;
   std::uint32_t listing = 0;  // those of one listing are told together or not at all; 0: of none
   std::uint64_t as_of = 0;    // DoneOps::now() of before the look
+  bool named = false;         // the name came or went, or may be new to the clients
 };
 
 // A directory that the clients have to read by themselves.
@@ -31,7 +33,8 @@ struct LostDir {
   std::string path;  // absolute
   RootSet roots;
   bool content = false;
-  bool deep = true;  // with all below it
+  bool deep = true;     // with all below it
+  wire::NodeId node{};  // of it: who does not know it has nothing to read
 };
 
 // The path of an open directory, "" where /proc is not mounted.
@@ -55,23 +58,36 @@ class Looker {
   bool missed(std::string_view target) const { return missed_.count(std::string(target)) != 0; }
   void set_mounts(MountTable mounts) { mounts_ = std::move(mounts); }
 
+  // A directory in which names are looked at: its path is read when it is first needed.
+  struct Place {
+    int fd = -1;
+    std::optional<std::string> path{};
+  };
   // Not so what nearbox itself or others have mounted.
-  bool may_look(int dir, const std::string& name) const { return !untouched(dir, name); }
+  bool may_look(int dir, const std::string& name) const {
+    Place place{dir};
+    return !untouched(place, name);
+  }
 
   // Items of one directory.
   void look(TreeView& source, std::vector<Coalescer::Item>::iterator from,
             std::vector<Coalescer::Item>::iterator to, const RootSet& every_root, Findings& out);
   // A name in an open directory, below these roots.
-  void look_at(TreeView& source, int fd, const Coalescer::Item& item, const RootSet& roots, Findings& out);
+  void look_at(TreeView& source, Place& place, const Coalescer::Item& item, const RootSet& roots,
+               Findings& out);
 
  private:
   struct Listing;
-  bool resolve_targets(TreeView& source, const Coalescer::Item& item, wire::NodeId here, const RootSet& roots,
+  struct Here {
+    wire::NodeId node;         // that the name shows, if any
+    std::uint64_t number = 0;  // drawn before it was looked at
+  };
+  void resolve_targets(TreeView& source, const Coalescer::Item& item, Here here, const RootSet& roots,
                        Findings& out);
   void list(TreeView& source, int parent, const Coalescer::Item& item, const wire::Attr& attr,
             const RootSet& roots, Findings& out);
   bool list_one(TreeView& source, Listing& listing, const std::string& path);
-  bool untouched(int dir, const std::string& name) const;
+  bool untouched(Place& dir, const std::string& name) const;
   bool pseudo(const wire::Attr& attr) const { return mounts_.pseudo_device(attr.dev); }
 
   Versions& versions_;

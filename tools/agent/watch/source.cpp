@@ -31,6 +31,10 @@ std::optional<Stat> TreeViews::target(std::string_view handle) {
   return fanotify_ != nullptr ? fanotify_->target(handle) : std::nullopt;
 }
 
+bool TreeViews::names(std::string_view handle, wire::NodeId node) const {
+  return fanotify_ != nullptr && fanotify_->names(handle, node);
+}
+
 void TreeViews::entered(int fd, wire::NodeId dir, wire::NodeId parent, std::string_view name) {
   if (fanotify_ != nullptr) fanotify_->entered(fd, dir, parent, name);
   // It would watch whatever it is shown.

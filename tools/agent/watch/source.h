@@ -54,6 +54,8 @@ class TreeView {
   virtual RootSet roots_of(wire::NodeId dir) = 0;
   // The node of a hint's target, nothing when it is gone.
   virtual std::optional<Stat> target(std::string_view handle) = 0;
+  // Whether a hint's target is this node, or one of its number before it. False where that takes a look.
+  virtual bool names(std::string_view /*handle*/, wire::NodeId /*node*/) const { return false; }
   // A directory is about to be listed because the clients know nothing of it: `fd` is open on it.
   virtual void entered(int fd, wire::NodeId dir, wire::NodeId parent, std::string_view name) = 0;
 };
@@ -97,6 +99,7 @@ class TreeViews final : public TreeView {
   base::UniqueFd open_dir(wire::NodeId dir) override;
   RootSet roots_of(wire::NodeId dir) override;
   std::optional<Stat> target(std::string_view handle) override;
+  bool names(std::string_view handle, wire::NodeId node) const override;
   void entered(int fd, wire::NodeId dir, wire::NodeId parent, std::string_view name) override;
 
  private:

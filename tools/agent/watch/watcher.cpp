@@ -121,11 +121,13 @@ void Watcher::run(const std::stop_token& stop) noexcept {
 
 void Watcher::step() {
   wait();
+  const auto woken = Clock::now();
   look_at_mounts();
   serve_calls();
   read_sources(kReadsAStep);
   drop_unused();
   (void)round(false);
+  pause_ = std::clamp<Clock::duration>(kPauseFor * (Clock::now() - woken), kBatch, kLongestBatch);
   if (any_foreign_ && Clock::now() >= foreign_told_ + kForeignAgain)
     tell_foreign(std::chrono::milliseconds(0));
 }
@@ -134,12 +136,12 @@ void Watcher::step() {
 // events gather meanwhile, since hearing of each by itself costs more than looking at what it is about.
 void Watcher::wait() {
   const auto now = Clock::now();
-  const auto held = last_round_ + kBatch;
+  const auto held = last_round_ + pause_;
   auto until = now + kIdle;
   if (const auto due = names_.next_due()) until = std::max(*due, held);
   {
     base::MutexLock lock(mu_);
-    if (!own_.empty() || own_lost_) until = held;
+    if (!own_.empty() || own_lost_ || !put_off_.empty()) until = held;
     if (!calls_.empty() || forgot_) until = now;
   }
   if (incomplete()) until = std::min(until, incomplete_told_ + incomplete_again_);
@@ -150,7 +152,7 @@ void Watcher::wait() {
   std::array<struct pollfd, 4> fds{};
   nfds_t count = 0;
   fds[count++] = {wake_.get(), POLLIN, 0};
-  const auto deaf = std::max(last_round_, last_heard_) + kBatch;
+  const auto deaf = std::max(last_round_, last_heard_) + pause_;
   const bool hears = deaf <= now;
   if (hears && fanotify_) fds[count++] = {fanotify_->fd(), POLLIN, 0};
   if (hears && inotify_) fds[count++] = {inotify_->fd(), POLLIN, 0};
@@ -231,8 +233,9 @@ void Watcher::retry_unwatched() {
 // Looks at what is due, or at everything that waits, and tells it. False: something waits still.
 bool Watcher::round(bool everything) {
   const auto now = Clock::now();
-  if (!everything && now < last_round_ + kBatch) return false;
+  if (!everything && now < last_round_ + pause_) return false;
   if (incomplete() && now >= incomplete_told_ + incomplete_again_) retry_unwatched();
+  look_at_put_off();
   const auto due = names_.next_due();
   bool own = false;
   {

@@ -25,11 +25,15 @@
 
 namespace nearbox::agent {
 
-inline constexpr std::chrono::milliseconds kBatch{
-    5};  // between two rounds of looks, or two reads of events, under load
+// Between two rounds of looks, or two reads of events: as many times as long as the work just done, so that a
+// build pays little for being watched, and names that it touches several times are looked at once.
+inline constexpr int kPauseFor = 16;
+inline constexpr std::chrono::milliseconds kBatch{5};
+inline constexpr std::chrono::milliseconds kLongestBatch{100};
 inline constexpr std::size_t kLooksAtOnce = 512;          // then the kernel's queue is read again
 inline constexpr std::chrono::milliseconds kReadFor{20};  // then what was read is looked at
 inline constexpr std::size_t kMaxOwnChanges = 64 * 1024;  // of this agent, not told to others yet
+inline constexpr std::size_t kMaxPutOff = 64;             // of one operation's time
 inline constexpr std::size_t kMaxWatchCalls = 1024;       // watch() and barrier() waiting
 inline constexpr std::size_t kMaxQueuedBytes =
     48 << 20;  // 2 M events in the kernel: then no names are looked at
@@ -56,8 +60,7 @@ struct OwnChange {
 // Threads: any may call. All looking and telling is done by its thread; mu_ is held while a client's log
 //          is written to (which is memory), never across a look.
 // Bounds:  those of Coalescer, Storms and the sources. A client that does not take its events gets one kLost
-// for
-//          what it missed instead; what overflows otherwise is one kLost for every root, and every
+//          for what it missed instead; what overflows otherwise is one kLost for every root, and every
 //          version counts as changed.
 // Order:   states that were looked at later are told later. An operation of this agent is told to its own
 //          client by OpDone alone, unless a look ran beside it: then the look is done again, and what was
@@ -97,7 +100,8 @@ class Watcher {
       EXCLUDES(mu_);
   void op_told(std::uint64_t begun, OwnChange change) EXCLUDES(mu_);
   // While one exists, an operation of `owner` writes this node: what a look beside it shows without anybody
-  // else having changed the content is half of its result, and not told to its client. Afterwards op_told().
+  // else having changed the content or a name is half of its result, and told to its client when it has
+  // ended, or by a barrier. Afterwards op_told().
   class Writing {
    public:
     Writing(Watcher& watcher, const void* owner, wire::NodeId node);
@@ -111,6 +115,7 @@ class Watcher {
     const void* const owner_;
     const wire::NodeId node_;
     const std::uint64_t version_;
+    std::vector<Seen> put_off_;  // under the watcher's lock; kMaxPutOff
   };
   // This agent made a directory (absolute path), and perhaps others below it, by other means.
   void directory_made(const std::string& path) EXCLUDES(mu_);
@@ -187,10 +192,11 @@ class Watcher {
   void tell(std::vector<Seen>& seen, const void* except = nullptr) EXCLUDES(mu_);
   void tell_locked(Subscription& to, std::size_t index, const std::vector<Seen>& seen,
                    std::vector<bool>& overtaken) REQUIRES(mu_);
-  bool writing_locked(const void* owner, const wire::Attr& attr) const REQUIRES(mu_);
+  bool put_off_locked(const void* owner, const Seen& seen) REQUIRES(mu_);
+  void look_at_put_off() EXCLUDES(mu_);
   void look_again(const Seen& seen);
   void tell_lost_dirs(const std::vector<LostDir>& lost) EXCLUDES(mu_);
-  void tell_lost(std::size_t index, const std::string& path, bool content, bool deep = true) EXCLUDES(mu_);
+  void tell_lost(std::size_t index, const wire::Lost& lost) EXCLUDES(mu_);
   void tell_storms(bool all) EXCLUDES(mu_);
   bool give_locked(Subscription& to, wire::EventKind kind, wire::Bytes body) REQUIRES(mu_);
   void everything_lost(const char* why);
@@ -215,7 +221,9 @@ class Watcher {
   bool own_lost_ GUARDED_BY(mu_) = false;
   DoneOps done_;  // all but now() under mu_
   OwnWrites own_writes_;
-  std::vector<const Writing*> writing_ GUARDED_BY(mu_);  // as many as there are threads for it
+  std::vector<Writing*> writing_ GUARDED_BY(mu_);  // as many as there are threads for it
+  std::vector<Seen> put_off_ GUARDED_BY(mu_);      // of those that have ended
+  bool puts_off_ = true;                           // of the thread: no barrier is being answered
   bool forgot_ GUARDED_BY(mu_) = false;
   bool stopping_ GUARDED_BY(mu_) = false;
 
@@ -227,6 +235,7 @@ class Watcher {
   Storms storms_;
   Clock::time_point last_round_{};
   Clock::time_point last_heard_{};  // that events were read
+  Clock::duration pause_ = kBatch;  // after that
   bool overflowed_ = false;
   const char* why_lost_ = "";
   bool check_roots_ = false;

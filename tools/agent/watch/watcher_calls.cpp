@@ -118,7 +118,9 @@ void Watcher::do_barrier(Call& call) {
   look_at_mounts();
   read_queued();
   if (incomplete()) retry_unwatched();
+  puts_off_ = false;  // what is told by a barrier cannot come later
   const bool all = round(true);
+  puts_off_ = true;
   tell_unwatched();
   base::MutexLock lock(mu_);
   if (!all) {
@@ -131,7 +133,8 @@ void Watcher::do_barrier(Call& call) {
       if (to.owner != call.owner || (call.number != 0 && to.number != call.number)) continue;
       if (to.behind) {
         to.behind = false;
-        (void)give_locked(to, wire::EventKind::kLost, wire::encode(wire::Lost{to.number, "", true, false}));
+        (void)give_locked(to, wire::EventKind::kLost,
+                          wire::encode(wire::Lost{to.number, "", true, false, {}}));
       }
       call.barrier.seq = std::max(call.barrier.seq, to.log->last_seq());
       any = true;

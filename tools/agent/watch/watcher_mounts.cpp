@@ -141,7 +141,7 @@ void Watcher::tell_unwatched() {
         if (one.foreign) continue;
         versions_.bump_all();
         for (auto& to : root.subscriptions) {
-          const wire::Lost lost{to.number, relative(one.path, root.root->path), true, true};
+          const wire::Lost lost{to.number, relative(one.path, root.root->path), true, true, {}};
           (void)give_locked(to, wire::EventKind::kLost, wire::encode(lost));
         }
       }
@@ -177,9 +177,9 @@ void Watcher::tell_foreign(std::chrono::milliseconds wait) {
       const auto slash = path.rfind('/');
       const auto parent = slash == std::string::npos ? std::string() : path.substr(0, slash);
       for (auto& to : root.subscriptions) {
-        const wire::Lost above{to.number, parent, false, false};
+        const wire::Lost above{to.number, parent, false, false, {}};
         if (!one.told) (void)give_locked(to, wire::EventKind::kLost, wire::encode(above));
-        const wire::Lost lost{to.number, path, true, false};
+        const wire::Lost lost{to.number, path, true, false, {}};
         (void)give_locked(to, wire::EventKind::kLost, wire::encode(lost));
       }
       one.told = true;

@@ -36,12 +36,35 @@ Watcher::Writing::Writing(Watcher& watcher, const void* owner, wire::NodeId node
 Watcher::Writing::~Writing() {
   base::MutexLock lock(watcher_.mu_);
   std::erase(watcher_.writing_, this);
+  if (put_off_.empty()) return;
+  std::move(put_off_.begin(), put_off_.end(), std::back_inserter(watcher_.put_off_));
+  watcher_.wake();
 }
 
-bool Watcher::writing_locked(const void* owner, const wire::Attr& attr) const {
-  return std::any_of(writing_.begin(), writing_.end(), [&](const Writing* one) {
+// True: it is told when the operation has ended.
+bool Watcher::put_off_locked(const void* owner, const Seen& seen) {
+  const auto& attr = seen.state.attr;
+  const auto writing = std::find_if(writing_.begin(), writing_.end(), [&](const Writing* one) {
     return one->owner_ == owner && one->node_ == wire::identity(attr) && attr.version == one->version_;
   });
+  if (!puts_off_ || writing == writing_.end() || (*writing)->put_off_.size() >= kMaxPutOff) return false;
+  (*writing)->put_off_.push_back(seen);
+  return true;
+}
+
+// Those that have ended; for a barrier also those that have not.
+void Watcher::look_at_put_off() {
+  std::vector<Seen> again;
+  {
+    base::MutexLock lock(mu_);
+    again.swap(put_off_);
+    for (auto* writing : writing_) {
+      if (puts_off_) break;
+      std::move(writing->put_off_.begin(), writing->put_off_.end(), std::back_inserter(again));
+      writing->put_off_.clear();
+    }
+  }
+  for (const auto& seen : again) look_again(seen);
 }
 
 void Watcher::op_told(std::uint64_t begun, OwnChange change) {
@@ -100,9 +123,9 @@ void Watcher::look_at_one(const Own& own, Findings& out) {
     const auto roots = views.roots_of(node);
     if (roots.none()) continue;
     const auto flags = kHintLook | (own.change.made ? kHintFresh : 0U);
-    looker_.look_at(views, place->dir.get(), {node, path.empty() ? "" : place->name, flags, {}, {}}, roots,
-                    out);
-    looker_.look_at(views, place->dir.get(), {node, "", kHintLook, {}, {}}, roots, out);
+    Looker::Place at{place->dir.get()};
+    looker_.look_at(views, at, {node, path.empty() ? "" : place->name, flags, {}, {}}, roots, out);
+    looker_.look_at(views, at, {node, "", kHintLook, {}, {}}, roots, out);
   }
   for (const auto& seen : out.there) {
     shown =

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <cerrno>
+
 #include "tools/agent/watch/watcher_impl.h"
 
 // Directories that are told as a whole, since too much happens in them.
@@ -59,9 +61,14 @@ void Watcher::tell_storms(bool all) {
   for (const auto& due : storms_.take(Clock::now(), all)) {
     TreeViews views(fanotify_.get(), inotify_.get());
     views.recall(due.dir, due.place);
+    errno = 0;
     const auto fd = views.open_dir(due.dir);
+    if (!fd && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) {
+      overflowed_ = true;
+      why_lost_ = "a directory that could not be opened";
+    }
     if (!fd) continue;  // gone, which is told by the directory above
-    tell_lost_dirs({{path_of(fd.get()), views.roots_of(due.dir), false, false}});
+    tell_lost_dirs({{path_of(fd.get()), views.roots_of(due.dir), false, false, due.dir}});
   }
 }
 

@@ -67,8 +67,7 @@ void Watcher::tell_locked(Subscription& to, std::size_t index, const std::vector
       overtaken[i] = true;
       continue;
     }
-    // Told by its OpDone, and again.
-    if (one.listing == 0 && writing_locked(to.owner, one.state.attr)) continue;
+    if (one.listing == 0 && !one.named && put_off_locked(to.owner, one)) continue;
     const auto cost = cost_of(one.state);
     if (bytes + cost > kEventBudget || changed.states.size() >= wire::kMaxNameStates) flush();
     bytes += cost;
@@ -98,20 +97,22 @@ bool Watcher::give_locked(Subscription& to, wire::EventKind kind, wire::Bytes bo
   if (to.behind && room < to.log->capacity() / 4 * 3) return false;
   if (to.behind) {
     to.behind = false;
-    (void)to.log->append(wire::EventKind::kLost, wire::encode(wire::Lost{to.number, "", true, false}));
+    (void)to.log->append(wire::EventKind::kLost, wire::encode(wire::Lost{to.number, "", true, false, {}}));
   } else if (room < to.log->capacity() / 4) {
     to.behind = true;
-    (void)to.log->append(wire::EventKind::kLost, wire::encode(wire::Lost{to.number, "", true, false}));
+    (void)to.log->append(wire::EventKind::kLost, wire::encode(wire::Lost{to.number, "", true, false, {}}));
     return false;
   }
   return to.log->append(kind, std::move(body)) != 0;
 }
 
-void Watcher::tell_lost(std::size_t index, const std::string& path, bool content, bool deep) {
+void Watcher::tell_lost(std::size_t index, const wire::Lost& lost) {
+  auto body = lost;
   base::MutexLock lock(mu_);
   if (index >= roots_.size()) return;
   for (auto& to : roots_[index].subscriptions) {
-    (void)give_locked(to, wire::EventKind::kLost, wire::encode(wire::Lost{to.number, path, deep, content}));
+    body.root = to.number;
+    (void)give_locked(to, wire::EventKind::kLost, wire::encode(body));
   }
 }
 
@@ -142,7 +143,7 @@ void Watcher::tell_lost_dirs(const std::vector<LostDir>& lost) {
         base::MutexLock lock(mu_);
         if (index < roots_.size()) root = roots_[index].root;
       }
-      if (root) tell_lost(index, relative(dir.path, path_now(*root)), dir.content, dir.deep);
+      if (root) tell_lost(index, {0, relative(dir.path, path_now(*root)), dir.deep, dir.content, dir.node});
     }
   }
 }
@@ -158,7 +159,7 @@ void Watcher::everything_lost(const char* why) {
   versions_.bump_all();
   const auto used = used_roots();
   for (std::size_t index = 0; index < used.size(); ++index) {
-    if (used.test(index)) tell_lost(index, "", true);
+    if (used.test(index)) tell_lost(index, {0, "", true, true, {}});
   }
 }
 
