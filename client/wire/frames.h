@@ -124,6 +124,11 @@ enum class Method : std::uint16_t {
   kReadLink = 17,    // PathCall → End BytesReply
   kWatch = 18,       // Watch → End WatchReply (changes.h); once more: another WatchReply, the same watch
   kBarrier = 19,     // Barrier → End BarrierReply
+  kPushBegin = 24,   // PushBegin → End PushBeginReply (push.h)
+  kPushCompare = 25,  // PushPacked of PushCompareList → End PushCompareReply
+  kPushApply = 26,    // PushPacked of PushBatch → End PushReply
+  kPushPart = 27,     // PushPart → End {}
+  kPushChunks = 28,   // PushChunks → chunks: PushChunk records; End PushChunksReply
   // notes
   kApply = 32,         // Apply: operations; each is acknowledged by an Event
   kConfirm = 33,       // Confirm: events up to seq are durable here, forget them; new nonce
