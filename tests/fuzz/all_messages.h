@@ -6,6 +6,7 @@
 
 #include "client/wire/changes.h"
 #include "client/wire/messages.h"
+#include "client/wire/push.h"
 
 namespace nearbox::test {
 
@@ -20,7 +21,9 @@ using AllMessages =
                wire::ProcStart, wire::ProcReply, wire::ProcAttach, wire::ProcOutput, wire::ProcInput,
                wire::ProcInputReply, wire::ProcSignal, wire::ProcResize, wire::ProcConsumed, wire::ProcForget,
                wire::ProcInfo, wire::ProcListReply, wire::Watch, wire::WatchReply, wire::Barrier,
-               wire::BarrierReply, wire::NameState, wire::Changed, wire::Lost>;
+               wire::BarrierReply, wire::NameState, wire::Changed, wire::Lost, wire::PushPacked, wire::PushCheckList,
+               wire::PushBegin, wire::PushBeginReply, wire::PushCompareList, wire::PushCompareReply, wire::PushBatch,
+               wire::PushReply, wire::PushPart, wire::PushChunks, wire::PushChunk, wire::PushChunksReply>;
 
 // Calls fn.template operator()<M>(index) for each of them.
 template <class F, std::size_t... I>

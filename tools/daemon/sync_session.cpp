@@ -14,6 +14,7 @@
 
 #include "client/api/error_code.h"
 #include "client/api/state_dir.h"
+#include "client/base/fault.h"
 #include "client/base/unique_fd.h"
 #include "client/wire/digest.h"
 #include "sync/ignore/rules.h"
@@ -75,6 +76,8 @@ base::Result<Request> parse(const nlohmann::json& request) {
   }
   if (request.value("content", false)) out.options.scan.compare = scan::Compare::kContent;
   out.options.scan.max_file_bytes = request.value("max_file_bytes", std::uint64_t{0});
+  // Tests run with clocks of files that step as coarsely as no kernel's.
+  if (base::fault::active("sync.coarse_times")) out.options.scan.granularity_ns = 60'000'000'000;
   out.rules.include = strings(request, "include");
   out.rules.exclude = strings(request, "exclude");
   out.rules.gitignore = request.value("gitignore", true);
