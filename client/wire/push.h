@@ -50,11 +50,13 @@ void PushCheckList_fields(Ar& ar, M& m) {
 NEARBOX_FIELDS(PushCheckList)
 
 struct PushBegin {
-  PushPacked checks;  // PushCheckList; raw_size 0: none
+  std::string path;  // as RootOpen has it
+  bool create = false;
+  PushPacked checks;  // PushCheckList; its `root` says nothing. raw_size 0: none
 };
 template <class Ar, class M>
 void PushBegin_fields(Ar& ar, M& m) {
-  fields(ar, m.checks);
+  ar.bytes(m.path, kMaxPath), ar.num(m.create), fields(ar, m.checks);
 }
 NEARBOX_FIELDS(PushBegin)
 
@@ -86,6 +88,8 @@ void PushStage_fields(Ar& ar, M& m) {
 NEARBOX_FIELDS(PushStage)
 
 struct PushBeginReply {
+  std::uint32_t root = 0;        // as RootReply has it
+  std::string path;              // canonical, absolute
   bool empty = false;            // nothing lies below the root
   std::int64_t realtime_ns = 0;  // the sandbox's clock
   std::uint64_t free_bytes = 0;
@@ -94,7 +98,7 @@ struct PushBeginReply {
 };
 template <class Ar, class M>
 void PushBeginReply_fields(Ar& ar, M& m) {
-  ar.num(m.empty), ar.num(m.realtime_ns), ar.num(m.free_bytes);
+  ar.num(m.root), ar.bytes(m.path, kMaxPath), ar.num(m.empty), ar.num(m.realtime_ns), ar.num(m.free_bytes);
   ar.list(m.differs, kMaxPushChecks), ar.list(m.stages, kMaxPushStages);
 }
 NEARBOX_FIELDS(PushBeginReply)

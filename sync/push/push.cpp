@@ -38,10 +38,10 @@ base::Error failed(int error, std::string context) { return base::errno_error(er
 
 }  // namespace
 
-Run::Run(api::AgentLink& link, const OpenRoot& open_root, std::shared_ptr<const ignore::Rules> rules,
+Run::Run(api::AgentLink& link, const std::string& remote, std::shared_ptr<const ignore::Rules> rules,
          index::Index& baseline, const Options& options, std::stop_token stop)
     : link_(link),
-      open_root_(open_root),
+      remote_(remote),
       rules_(std::move(rules)),
       index_(baseline),
       options_(options),
@@ -54,7 +54,7 @@ base::Result<Report> Run::run() {
   local_root_.reset(::open(rules_->root().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!local_root_) return base::last_errno("open " + rules_->root());
   report_.dry_run = options_.dry_run;
-  for (const auto step : {&Run::open, &Run::begin, &Run::scan, &Run::wait_begun}) {
+  for (const auto step : {&Run::begin, &Run::scan, &Run::wait_begun}) {
     if (auto done = (this->*step)(); !done) return std::move(done).error();
   }
   if (auto fine = check_empty(); !fine) return std::move(fine).error();
@@ -63,12 +63,9 @@ base::Result<Report> Run::run() {
   auto sources = find_sources();
   if (!sources) return std::move(sources).error();
   auto plan = make_plan(std::move(scanned_.changes), *sources, options_);
-  std::move(drifted_.begin(), drifted_.end(), std::back_inserter(plan.contents));
-  for (auto it = plan.contents.begin(); it != plan.contents.end();) {
-    // Directories that went in the sandbox.
-    const bool directory = it->now.stat.type == Type::kDirectory;
-    if (directory) plan.directories.push_back(std::move(*it));
-    it = directory ? plan.contents.erase(it) : it + 1;
+  for (auto& action : drifted_) {
+    const bool directory = action.now.stat.type == Type::kDirectory;
+    (directory ? plan.directories : plan.contents).push_back(std::move(action));
   }
   if (options_.dry_run) {
     report_plan(plan);
@@ -87,60 +84,59 @@ base::Result<Report> Run::run() {
   return std::move(report_);
 }
 
-base::Result<void> Run::open() {
-  auto root = open_root_();
-  if (!root && options_.dry_run && root.error().as_errno() == ENOENT) {
-    remote_missing_ = remote_empty_ = true;
-    return {};
-  }
-  if (!root) return std::move(root).error();
-  root_ = *std::move(root);
-  context_.root = root_.root;
-  report_.remote_path = root_.path;
-  return {};
-}
-
-// Asks whether everything that was placed is as it was, while the scan runs.
+// Opens the directory and asks whether everything that was placed is as it was, while the scan runs.
 base::Result<void> Run::begin() {
   wire::PushCheckList list;
   std::size_t raw = 0;
-  std::vector<std::pair<std::size_t, wire::PushBegin>> messages;  // with the number of the first check
   std::size_t first = 0;
-  const auto close = [&] {
-    messages.emplace_back(first, wire::PushBegin{packed(root_.root, list, kListLevel)});
+  bool sent = false;
+  local_clock_ns_ = wall_clock_ns();
+  const auto send = [&] {
+    send_begin(list, first);
     first = checked_.size();
     list.items.clear();
     raw = 0;
+    sent = true;
   };
   auto read = index_.each([&](std::string_view path, const index::Entry& entry) {
     if (entry.stat.type == Type::kFile) ++baseline_files_;
     list.items.push_back({std::string(path), entry.remote_version});
     checked_.emplace_back(path);
     raw += path.size() + 16;
-    if (raw >= kListBytes || list.items.size() >= wire::kMaxPushChecks) close();
+    if (raw >= kListBytes || list.items.size() >= wire::kMaxPushChecks) send();
   });
   if (!read) return read;
   report_.first = checked_.empty();
-  if (!list.items.empty() || messages.empty()) close();
-  if (remote_missing_) return {};
-  local_clock_ns_ = wall_clock_ns();
-  for (auto& [start, message] : messages) {
-    ++begins_open_;
-    calls_.send(wire::Method::kPushBegin, wire::encode(message),
-                [this, start = start](int error, const wire::Bytes& payload) {
-                  --begins_open_;
-                  const auto reply = error == 0 ? wire::decode<wire::PushBeginReply>(payload) : std::nullopt;
-                  if (!reply) {
-                    begin_error_ = error == 0 ? EPROTO : error;
-                    return;
-                  }
-                  remote_empty_ = reply->empty;
-                  remote_clock_ns_ = reply->realtime_ns;
-                  context_.stages = reply->stages;
-                  for (const auto& one : reply->differs) differs_[start + one.index] = one.seen;
-                });
-  }
+  if (!list.items.empty() || !sent) send();
   return {};
+}
+
+void Run::send_begin(const wire::PushCheckList& list, std::size_t first) {
+  wire::PushBegin message{remote_, !options_.dry_run, {}};
+  if (!list.items.empty()) message.checks = packed(0, list, kListLevel);
+  ++begins_open_;
+  const bool sent = calls_.send(
+      wire::Method::kPushBegin, wire::encode(message), [this, first](int error, const wire::Bytes& payload) {
+        --begins_open_;
+        const auto reply = error == 0 ? wire::decode<wire::PushBeginReply>(payload) : std::nullopt;
+        if (!reply) {
+          begin_error_ = error == 0 ? EPROTO : error;
+          return;
+        }
+        context_.root = reply->root;
+        report_.remote_path = reply->path;
+        remote_empty_ = reply->empty;
+        remote_clock_ns_ = reply->realtime_ns;
+        context_.stages = reply->stages;
+        for (const auto& one : reply->differs) differs_[first + one.index] = one.seen;
+      });
+  if (!sent) begin_error_ = ECANCELED;
+}
+
+// The agent is another one now.
+base::Result<void> Run::open_again() {
+  send_begin({}, 0);
+  return wait_begun();
 }
 
 base::Result<void> Run::scan() {
@@ -162,24 +158,20 @@ base::Result<void> Run::scan() {
 }
 
 base::Result<void> Run::wait_begun() {
-  for (int round = 0; round < kMaxRounds; ++round) {
-    while (begins_open_ > 0) {
-      if (stop_.stop_requested()) return failed(ECANCELED, "sync");
-      calls_.step(std::chrono::milliseconds(100));
-    }
-    if (begin_error_ != ECONNRESET && begin_error_ != ESTALE) break;
-    // The agent is another one: asked once more.
-    begin_error_ = 0;
-    checked_.clear();
-    differs_.clear();
-    baseline_files_ = 0;
-    if (auto again = open(); !again) return again;
-    if (auto again = begin(); !again) return again;
+  while (begins_open_ > 0) {
+    if (stop_.stop_requested()) return failed(ECANCELED, "sync");
+    calls_.step(std::chrono::milliseconds(100));
   }
-  if (begin_error_ != 0) return failed(begin_error_, "ask the agent");
+  if (begin_error_ == ENOENT && options_.dry_run) {
+    remote_empty_ = true;
+    report_.remote_path = remote_;
+    differs_.clear();
+    return {};
+  }
+  if (begin_error_ != 0) return failed(begin_error_, "open " + remote_ + " in the sandbox");
   // Half a round trip and the scan lie between the two clocks: only much is a difference.
   const auto skew = remote_clock_ns_ - local_clock_ns_;
-  const bool far = remote_clock_ns_ != 0 && (skew > 30 * kSkewNs || skew < -kSkewNs);
+  const bool far = skew > 30 * kSkewNs || skew < -kSkewNs;
   if (far && !report_.first) context_.skew_ns = skew;
   return {};
 }
@@ -312,7 +304,7 @@ base::Result<std::vector<wire::PushCompareResult>> Run::compare(const std::vecto
   std::size_t raw = 0;
   const auto send = [&](std::size_t next) {
     ++open;
-    calls_.send(wire::Method::kPushCompare, wire::encode(packed(root_.root, list, kListLevel)),
+    calls_.send(wire::Method::kPushCompare, wire::encode(packed(context_.root.load(), list, kListLevel)),
                 [&, first, count = list.items.size()](int error, const wire::Bytes& payload) {
                   --open;
                   const auto reply =
@@ -366,10 +358,10 @@ base::Result<Sources> Run::find_sources() {
   return sources;
 }
 
-base::Result<Report> push(api::AgentLink& link, const OpenRoot& open_root,
+base::Result<Report> push(api::AgentLink& link, const std::string& remote,
                           const std::shared_ptr<const ignore::Rules>& rules, index::Index& baseline,
                           const Options& options, std::stop_token stop) {
-  return Run(link, open_root, rules, baseline, options, std::move(stop)).run();
+  return Run(link, remote, rules, baseline, options, std::move(stop)).run();
 }
 
 }  // namespace nearbox::push

@@ -26,9 +26,6 @@ inline constexpr std::size_t kMinEmptyFiles = 2;        // a baseline of as many
 inline constexpr std::size_t kCommitEntries = 4096;     // of the index, at the latest
 inline constexpr std::chrono::milliseconds kCommitEvery{1000};
 
-// Opens the remote directory in the agent's present session; asked again when the agent is another one.
-using OpenRoot = std::function<base::Result<wire::RootReply>()>;
-
 // Makes the sandbox's directory current: asks whether what was placed there is as it was, scans what is here
 // meanwhile, and sends what differs. What was acknowledged is in the index at once, so that a push that is
 // cut goes on where it was.
@@ -36,8 +33,9 @@ using OpenRoot = std::function<base::Result<wire::RootReply>()>;
 // Threads: runs on the caller's thread and starts its own (docs/threads.md), joined when it returns.
 // `baseline`
 //          is used by the caller's thread, and by the scan's.
-// Errors:  sync.halted_empty; ECANCELED; of the scan, the index and the link. Of single paths: in the report.
-base::Result<Report> push(api::AgentLink& link, const OpenRoot& open_root,
+// Errors:  sync.halted_empty; ECANCELED; what opening `remote` says; of the scan, the index and the link. Of
+// single paths: in the report. `remote`: as wire::RootOpen has it; made when it is missing.
+base::Result<Report> push(api::AgentLink& link, const std::string& remote,
                           const std::shared_ptr<const ignore::Rules>& rules, index::Index& baseline,
                           const Options& options, std::stop_token stop);
 

@@ -91,7 +91,15 @@ base::Result<void> Run::execute(Plan plan) {
   if (auto done = run_phase(std::move(plan.deletes), false); !done) return done;
   if (auto done = run_phase(std::move(plan.remove_dirs), true); !done) return done;
   if (auto done = run_phase(std::move(plan.contents), false); !done) return done;
-  if (auto done = run_phase(std::move(plan.directories), true); !done) return done;
+  // Where a directory's mode forbids making others in it, those in it go first: by order, then.
+  const bool any_closed =
+      std::any_of(plan.directories.begin(), plan.directories.end(),
+                  [](const Action& action) { return (action.now.stat.mode & 0300) != 0300; });
+  if (any_closed) {
+    std::sort(plan.directories.begin(), plan.directories.end(),
+              [](const Action& a, const Action& b) { return a.path > b.path; });
+  }
+  if (auto done = run_phase(std::move(plan.directories), any_closed); !done) return done;
   tell_progress(true);
   return commit(true);
 }
@@ -129,14 +137,15 @@ std::vector<Job> Run::jobs_of(std::vector<Task> tasks, bool ordered) const {
   std::size_t bytes = 0;
   std::size_t limit = ordered ? kBatchBytes : kFirstBatchBytes;
   // Large ones first: they take the longest.
-  for (auto& task : tasks) {
-    if (!is_large(task.action)) continue;
+  const auto small = std::stable_partition(tasks.begin(), tasks.end(),
+                                           [](const Task& task) { return is_large(task.action); });
+  for (auto it = tasks.begin(); it != small; ++it) {
     jobs.push_back({{}, true});
-    jobs.back().tasks.push_back(std::move(task));
+    jobs.back().tasks.push_back(std::move(*it));
   }
   bool open = false;
-  for (auto& task : tasks) {
-    if (task.action.path.empty()) continue;  // moved away above
+  for (auto it = small; it != tasks.end(); ++it) {
+    auto& task = *it;
     const auto more = weight(task.action);
     if (open && (bytes + more > limit || jobs.back().tasks.size() >= kBatchEntries)) {
       open = false;
@@ -161,7 +170,7 @@ base::Result<void> Run::run_phase(std::vector<Action> actions, bool ordered) {
     if (auto done = run_round(std::move(tasks), ordered); !done) return done;
     tasks = std::exchange(again_, {});
     if (!std::exchange(reopen_, false)) continue;
-    if (auto opened = open(); !opened) return opened;
+    if (auto opened = open_again(); !opened) return opened;
   }
   for (auto& task : tasks) take_failed(task, EAGAIN);
   return commit_result_;
@@ -237,6 +246,7 @@ void Run::take(JobEnd end) {
     task.action.now.stat.size = std::max<std::uint64_t>(task.action.now.stat.size, wire::kMaxPushFile + 1);
     again_.push_back(std::move(task));
   }
+  std::move(end.again.begin(), end.again.end(), std::back_inserter(again_));
   if (end.error == 0) {
     for (std::size_t i = 0; i < end.tasks.size(); ++i) take_result(end.tasks[i], end.results[i]);
     return;

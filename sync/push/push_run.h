@@ -50,6 +50,7 @@ struct JobEnd {
   std::vector<wire::PushResult> results;    // of them
   std::vector<std::pair<Task, int>> local;  // could not be read here: errno
   std::vector<Task> large;                  // grew too large for a batch
+  std::vector<Task> again;                  // found no room in the batch: it grew
   int error = 0;                            // of the call
 };
 using JobDone = std::function<void(JobEnd)>;  // called on the caller's thread, by Calls::step()
@@ -62,13 +63,14 @@ bool send_large(SendContext& context, Job job, const JobDone& done);
 // One push, step by step.
 class Run {
  public:
-  Run(api::AgentLink& link, const OpenRoot& open_root, std::shared_ptr<const ignore::Rules> rules,
+  Run(api::AgentLink& link, const std::string& remote, std::shared_ptr<const ignore::Rules> rules,
       index::Index& baseline, const Options& options, std::stop_token stop);
   base::Result<Report> run();
 
  private:
-  base::Result<void> open();
   base::Result<void> begin();
+  void send_begin(const wire::PushCheckList& list, std::size_t first);
+  base::Result<void> open_again();
   base::Result<void> scan();
   base::Result<void> wait_begun();
   base::Result<void> check_empty() const;
@@ -95,7 +97,7 @@ class Run {
   bool is_file(const Action& action) const { return action.now.stat.type == index::Type::kFile; }
 
   api::AgentLink& link_;
-  const OpenRoot& open_root_;
+  const std::string& remote_;
   const std::shared_ptr<const ignore::Rules> rules_;
   index::Index& index_;
   const Options& options_;
@@ -109,7 +111,6 @@ class Run {
   Progress progress_;
   std::chrono::steady_clock::time_point told_{};
 
-  wire::RootReply root_;
   bool remote_missing_ = false;  // a dry run of a directory that is not there
   std::vector<std::string> checked_;
   std::unordered_map<std::size_t, wire::PushSeen> differs_;  // by number in checked_

@@ -8,6 +8,10 @@
 namespace nearbox::push {
 namespace {
 
+constexpr std::size_t kEntryBytes = 96;              // of an entry, beside its texts and data
+constexpr std::size_t kMaxBatchBytes = 1792 * 1024;  // packed never above wire::kMaxPushBody
+static_assert(kMaxBatchBytes + 64 * 1024 < wire::kMaxPushBody);
+
 // Puts a file's bytes into its entry. An errno: it cannot be sent.
 int fill_file(SendContext& context, Task& task, wire::PushEntry& entry) {
   auto loaded = load_file(context.local_root.get(), task.action.path, context.racy, wire::kMaxPushFile);
@@ -30,6 +34,7 @@ int fill_file(SendContext& context, Task& task, wire::PushEntry& entry) {
 bool send_job(SendContext& context, Job job, const JobDone& done) {
   auto end = std::make_shared<JobEnd>();
   wire::PushBatch batch;
+  std::size_t size = 0;
   for (auto& task : job.tasks) {
     auto entry = entry_of(task.action);
     if (entry.kind == wire::PushKind::kFile) {
@@ -43,6 +48,13 @@ bool send_job(SendContext& context, Job job, const JobDone& done) {
         continue;
       }
     }
+    // Files may have grown since they were put together.
+    const auto more = entry.data.size() + entry.path.size() + entry.source.size() + kEntryBytes;
+    if (size + more > kMaxBatchBytes && !batch.entries.empty()) {
+      end->again.push_back(std::move(task));
+      continue;
+    }
+    size += more;
     if (entry.mtime_ns != 0) entry.mtime_ns += context.skew_ns;
     batch.entries.push_back(std::move(entry));
     end->tasks.push_back(std::move(task));

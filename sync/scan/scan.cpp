@@ -190,20 +190,22 @@ class Scan {
     }
   }
 
-  // Whether the baseline has this very file under another path: below a directory that was renamed nothing but
-  // paths changes. (A file that is renamed itself gets another ctime, and is read.)
+  // Whether the baseline has this very file under another path: below a directory that was renamed nothing
+  // but paths changes. (A file that is renamed itself gets another ctime, and is read.)
   bool moved_here(std::string_view path, const Node& node) {
     if (options_.compare == Compare::kContent || node.stat.type != Type::kFile) return false;
     if (by_inode_.empty()) {
       by_inode_.reserve(baseline_.values.size());
       for (std::size_t row = 0; row < baseline_.values.size(); ++row) {
-        if (baseline_.values[row].stat.type == Type::kFile) by_inode_.emplace(baseline_.values[row].stat.inode, row);
+        if (baseline_.values[row].stat.type == Type::kFile)
+          by_inode_.emplace(baseline_.values[row].stat.inode, row);
       }
     }
     const auto found = by_inode_.find(node.stat.inode);
     if (found == by_inode_.end()) return false;
     const auto& there = baseline_.values[found->second];
-    if (there.racy || there.stat.device != node.stat.device || !same_content(there.stat, node.stat)) return false;
+    if (there.racy || there.stat.device != node.stat.device || !same_content(there.stat, node.stat))
+      return false;
     Content content;
     content.stat = node.stat;
     content.digest = there.digest;

@@ -25,8 +25,13 @@ base::Result<M> unpacked(const wire::PushPacked& packed) {
 
 }  // namespace
 
-Pusher::Pusher(const Identity& who, RootTable& roots, Changed changed)
-    : who_(who), roots_(roots), changed_(std::move(changed)), stages_(who), pool_("push", kPushThreads) {}
+Pusher::Pusher(const Identity& who, RootTable& roots, Open open, Changed changed)
+    : who_(who),
+      roots_(roots),
+      open_(std::move(open)),
+      changed_(std::move(changed)),
+      stages_(who),
+      pool_("push", kPushThreads) {}
 
 template <class Job>
 void Pusher::run(const channel::ResponderPtr& responder, Job job) {
@@ -40,9 +45,13 @@ void Pusher::run(const channel::ResponderPtr& responder, Job job) {
 
 void Pusher::begin(wire::PushBegin call, channel::ResponderPtr responder) {
   run(responder, [this, call = std::move(call)](channel::Responder& r) -> base::Result<void> {
-    auto root = roots_.get(call.checks.root);
+    auto opened = open_({call.path, call.create});
+    if (!opened) return std::move(opened).error();
+    auto root = roots_.get(opened->root);
     if (!root) return std::move(root).error();
     wire::PushBeginReply reply;
+    reply.root = opened->root;
+    reply.path = opened->path;
     if (call.checks.raw_size > 0) {
       auto list = unpacked<wire::PushCheckList>(call.checks);
       if (!list) return std::move(list).error();

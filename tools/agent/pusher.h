@@ -24,7 +24,8 @@ class Pusher {
   // Something at a path below a root is another one now. `st`: what; nullptr: nothing.
   using Changed =
       std::function<void(const RootPtr& root, const std::string& path, const Stat* st, bool made)>;
-  Pusher(const Identity& who, RootTable& roots, Changed changed);
+  using Open = std::function<base::Result<wire::RootReply>(const wire::RootOpen&)>;
+  Pusher(const Identity& who, RootTable& roots, Open open, Changed changed);
 
   void begin(wire::PushBegin call, channel::ResponderPtr responder);
   void compare(wire::PushPacked call, channel::ResponderPtr responder);
@@ -39,6 +40,7 @@ class Pusher {
 
   const Identity& who_;
   RootTable& roots_;
+  const Open open_;
   const Changed changed_;
   StageDirs stages_;
   WorkerPool pool_;  // last: its threads use the others

@@ -46,10 +46,11 @@ Session::Session(const wire::SessionId& id, std::uint64_t instance, const Identi
           [this](const wire::Op& op) {
             return op.path2.empty() ? lane(op.root, op.path) : lane(op.root, {op.path, op.path2});
           }),
-      pusher_(who_, roots,
-              [this](const RootPtr& root, const std::string& path, const Stat* st, bool made) {
-                pushed(root, path, st, made);
-              }),
+      pusher_(
+          who_, roots, [this](const wire::RootOpen& call) { return open_root(call); },
+          [this](const RootPtr& root, const std::string& path, const Stat* st, bool made) {
+            pushed(root, path, st, made);
+          }),
       trees_("trees", kTreeThreads),
       pumps_("event-pump", kMaxSubscriptions) {}
 

@@ -21,7 +21,6 @@
 #include "sync/index/index.h"
 #include "sync/push/push.h"
 #include "tools/daemon/control_errors.h"
-#include "tools/daemon/sync_call.h"
 #include "tools/daemon/sync_result.h"
 
 namespace nearbox::daemon {
@@ -30,7 +29,6 @@ namespace {
 using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kOpenDeadline = 60s;
 constexpr auto kClientWrite = 30s;
 constexpr std::size_t kMaxPatterns = 10'000;
 
@@ -204,16 +202,12 @@ void SyncSession::run(const nlohmann::json& message) {
   if (!pairing) return refuse(pairing.error());
   std::stop_source stop;
   const ClientWatch watch(client_.fd(), stop);
-  const push::OpenRoot open_root = [&]() -> base::Result<wire::RootReply> {
-    const wire::RootOpen open{request->remote, !request->options.dry_run};
-    return sync_call<wire::RootReply>(link_, wire::Method::kRootOpen, open, Clock::now() + kOpenDeadline,
-                                      Resend::kYes);
-  };
   request->options.progress = [&](const push::Progress& progress) {
     if (!client_.write_json({{"progress", sync_progress(progress)}}, Clock::now() + kClientWrite))
       stop.request_stop();
   };
-  auto report = push::push(link_, open_root, *rules, *pairing->index, request->options, stop.get_token());
+  auto report =
+      push::push(link_, request->remote, *rules, *pairing->index, request->options, stop.get_token());
   if (!report) return refuse(remote_error(name_, request->remote, report.error()));
   answer({{"ok", sync_result(*report, {name_, request->local, pairing->id.substr(0, 12)},
                              request->options.conflicts)}});

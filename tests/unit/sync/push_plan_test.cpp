@@ -25,8 +25,12 @@ index::Entry entry(Type type, int content = 0, std::uint64_t size = 10'000) {
 index::Entry file(int content, std::uint64_t size = 10'000) { return entry(Type::kFile, content, size); }
 index::Entry dir() { return entry(Type::kDirectory); }
 
-Change added(std::string path, index::Entry now) { return {ChangeKind::kAdded, std::move(path), now, {}, {}}; }
-Change deleted(std::string path, index::Entry was) { return {ChangeKind::kDeleted, std::move(path), was, was, {}}; }
+Change added(std::string path, index::Entry now) {
+  return {ChangeKind::kAdded, std::move(path), now, {}, {}};
+}
+Change deleted(std::string path, index::Entry was) {
+  return {ChangeKind::kDeleted, std::move(path), was, was, {}};
+}
 Change modified(std::string path, index::Entry was, index::Entry now) {
   return {ChangeKind::kModified, std::move(path), now, was, {}};
 }
@@ -80,10 +84,13 @@ TEST(PushPlan, WithoutDeletesNothingIsRemovedOrMoved) {
 }
 
 TEST(PushPlan, DirectoriesGoDeepestFirst) {
-  const auto plan = plan_of({deleted("a", dir()), deleted("a/b", dir()), deleted("a/b/c", dir()), deleted("a.b", dir())});
+  const auto plan =
+      plan_of({deleted("a", dir()), deleted("a/b", dir()), deleted("a/b/c", dir()), deleted("a.b", dir())});
   std::vector<std::string> order;
   for (const auto& action : plan.remove_dirs) order.push_back(action.path);
-  const auto at = [&](const char* path) { return std::find(order.begin(), order.end(), path) - order.begin(); };
+  const auto at = [&](const char* path) {
+    return std::find(order.begin(), order.end(), path) - order.begin();
+  };
   EXPECT_LT(at("a/b/c"), at("a/b"));
   EXPECT_LT(at("a/b"), at("a"));
 }
@@ -98,8 +105,8 @@ TEST(PushPlan, AChangedFileIsConditionalOnWhatItWas) {
 }
 
 TEST(PushPlan, AnotherSortIsRemovedFirst) {
-  const auto plan = plan_of({modified("d", dir(), file(1)), deleted("d/in", file(2)), modified("f", file(3), dir()),
-                             added("f/in", file(4))});
+  const auto plan = plan_of({modified("d", dir(), file(1)), deleted("d/in", file(2)),
+                             modified("f", file(3), dir()), added("f/in", file(4))});
   ASSERT_EQ(plan.remove_dirs.size(), 1U);
   EXPECT_EQ(plan.remove_dirs[0].path, "d");
   EXPECT_EQ(plan.deletes.size(), 2U);  // d/in and f
@@ -114,9 +121,9 @@ TEST(PushPlan, WhatARuleTakesNowIsForgottenAlone) {
 }
 
 std::vector<Change> moved_tree() {
-  return {deleted("a", dir()),  deleted("a/1", file(1)), deleted("a/s", dir()),   deleted("a/s/2", file(2)),
-          added("b", dir()),    added("b/1", file(1)),   added("b/s", dir()),     added("b/s/2", file(2)),
-          deleted("z", file(9))};
+  return {deleted("a", dir()),       deleted("a/1", file(1)), deleted("a/s", dir()),
+          deleted("a/s/2", file(2)), added("b", dir()),       added("b/1", file(1)),
+          added("b/s", dir()),       added("b/s/2", file(2)), deleted("z", file(9))};
 }
 
 TEST(PushPlan, ADirectoryIsRenamedAsAWhole) {
@@ -134,9 +141,9 @@ TEST(PushPlan, ADirectoryIsRenamedAsAWhole) {
 
 TEST(PushPlan, WhatChangedInARenamedDirectoryIsDoneAfterwards) {
   auto changes = moved_tree();
-  changes[1] = deleted("a/1", file(7));                 // edited while it moved
-  changes.push_back(deleted("a/s/gone", file(5)));      // deleted
-  changes.push_back(added("b/new", file(6)));           // added
+  changes[1] = deleted("a/1", file(7));             // edited while it moved
+  changes.push_back(deleted("a/s/gone", file(5)));  // deleted
+  changes.push_back(added("b/new", file(6)));       // added
   const auto plan = plan_of(changes);
   ASSERT_EQ(plan.trees.size(), 1U);
   ASSERT_EQ(plan.contents.size(), 2U);
