@@ -8,6 +8,9 @@
 #include <utility>
 
 namespace nearbox::push {
+namespace {
+constexpr std::chrono::milliseconds kStopLook{200};  // how soon a wait sees that the push is stopped
+}  // namespace
 
 struct Calls::Shared {
   struct Done {
@@ -33,7 +36,7 @@ struct Calls::Shared {
   double seconds_full GUARDED_BY(mu) = 0;
 
   void note_window_locked(std::size_t acked) REQUIRES(mu) {
-    const bool full = bytes * 2 > kWindowBytes;
+    const bool full = bytes * 2 > kWindowBytes || open.size() + 2 >= kWindowCalls;
     const auto now = Clock::now();
     if (full_since) {
       seconds_full += std::chrono::duration<double>(now - *full_since).count();
@@ -73,6 +76,8 @@ class Calls::Sink : public api::CallSink {
   }
   std::optional<wire::Bytes> on_lost() noexcept override {
     if (chunk_) return std::nullopt;  // what came of a stream would come twice
+    base::MutexLock lock(shared_->mu);
+    shared_->out += again_->size();
     return *again_;
   }
 
@@ -211,14 +216,17 @@ Calls::Reply Calls::sync(wire::Method method, wire::Bytes payload, Chunk chunk) 
   auto again = payload;
   link_.call(method, std::move(payload),
              std::make_unique<OneSink>(ended, shared_, std::move(again), std::move(chunk)), options);
-  base::MutexLock lock(ended->mu);
-  while (!ended->ended) {
-    // The link ends each call at its deadline; the minute more is for its own scheduling.
-    if (!ended->cv.wait_until(ended->mu, options.deadline + std::chrono::minutes(1)) && !ended->ended) {
-      return {ETIMEDOUT, {}};
+  // The link ends each call at its deadline; the minute more is for its own scheduling.
+  const auto limit = options.deadline + std::chrono::minutes(1);
+  while (true) {
+    {
+      base::MutexLock lock(ended->mu);
+      if (!ended->ended) (void)ended->cv.wait_until(ended->mu, Clock::now() + kStopLook);
+      if (ended->ended) return std::move(ended->reply);
     }
+    if (stopped()) return {ECANCELED, {}};
+    if (Clock::now() > limit) return {ETIMEDOUT, {}};
   }
-  return std::move(ended->reply);
 }
 
 std::size_t Calls::under_way() const {

@@ -65,6 +65,7 @@ namespace {
 constexpr std::size_t kReadBytes = 1024 * 1024;
 constexpr std::size_t kPartBytes = 1024 * 1024;
 constexpr int kPartsAhead = 6;
+constexpr std::chrono::milliseconds kStopLook{200};  // how soon a wait sees that the push is stopped
 
 // Counts parts that are not acknowledged, across the threads that send and take answers.
 struct Parts {
@@ -223,14 +224,17 @@ class LargeFile {
   // Waits until at most `open` are under way.
   int wait_parts(int open) {
     const auto limit = Calls::Clock::now() + kCallDeadline;
-    base::MutexLock lock(parts_->mu);
-    while (parts_->open > open && parts_->error == 0 && !context_.stop.stop_requested()) {
-      (void)parts_->cv.wait_until(parts_->mu,
-                                  std::min(limit, Calls::Clock::now() + std::chrono::milliseconds(200)));
-      if (context_.calls.stopped()) return ECANCELED;
+    while (true) {
+      {
+        base::MutexLock lock(parts_->mu);
+        if (parts_->open > open && parts_->error == 0) {
+          (void)parts_->cv.wait_until(parts_->mu, Calls::Clock::now() + kStopLook);
+        }
+        if (parts_->open <= open || parts_->error != 0) return std::exchange(parts_->error, 0);
+      }
+      if (context_.stop.stop_requested() || context_.calls.stopped()) return ECANCELED;
       if (Calls::Clock::now() >= limit) return ETIMEDOUT;
     }
-    return std::exchange(parts_->error, 0);
   }
 
   SendContext& context_;

@@ -287,7 +287,6 @@ void Run::take_result(Task& task, const wire::PushResult& result) {
   }
   if (!is_file(action) || action.kind == PushKind::kRenameTree) return;
   ++progress_.files_done;
-  progress_.bytes_done += action.kind == PushKind::kFile ? action.now.stat.size : 0;
   if (result.outcome == PushOutcome::kAlready && action.kind != PushKind::kRename) return;
   ++report_.files_sent;
   if (action.kind == PushKind::kRename) ++report_.files_renamed;
@@ -340,7 +339,9 @@ void Run::take_failed(Task& task, int error) {
   }
   // Damaged on its way, changing there, or another file of the same content took what was staged: once more.
   const bool passes = error == EBADMSG || error == EAGAIN || (error == ENOENT && is_large(action));
-  if (passes && ++task.tries < kMaxTries) {
+  // What a large file that did not fit had taken is free again in the next round.
+  const bool room_later = (error == ENOSPC || error == EDQUOT) && !is_large(action);
+  if ((passes || room_later) && ++task.tries < kMaxTries) {
     again_.push_back(std::move(task));
     return;
   }
@@ -360,6 +361,7 @@ void Run::tell_progress(bool now) {
   const auto time = std::chrono::steady_clock::now();
   if (!options_.progress || (!now && time - told_ < kTellEvery)) return;
   told_ = time;
+  progress_.bytes_done = std::min(progress_.bytes_total, context_.bytes_read.load());
   progress_.bytes_sent = calls_.bytes_out();
   options_.progress(progress_);
 }

@@ -222,8 +222,8 @@ class Basics(SyncCase):
 
     def test_default_directory(self):
         self.put("a")
-        self.nb("sync", str(self.src), self.box)
-        self.assertTrue((self.home / "workspace/a").exists())
+        done = self.nb("sync", str(self.src), self.box, "--dry-run", "--json")
+        self.assertEqual(json.loads(done.stdout.splitlines()[-1])["remotePath"], "workspace")
 
 
 class Moves(SyncCase):
@@ -439,10 +439,9 @@ class Clocks(SyncCase):
     def test_switched_off(self):
         self.prepare(time.time() - 100)
         self.set_faults("agent.push_keep_times")
-        old = (self.dst / "a.c").stat().st_mtime_ns
         self.put("a.c", "changed")
         self.sync()
-        self.assertLessEqual((self.dst / "a.c").stat().st_mtime_ns - old, 2_100_000_000)
+        self.assertEqual(self.make(), [])  # and it should have been built
 
 
 class Trouble(SyncCase):
