@@ -239,7 +239,7 @@ base::Result<void> PushApplier::dress(const wire::PushEntry& entry, const Place&
   // systems round down, hence the second look.
   const auto old = mtime_of(sight.st);
   auto time = later_time(now, old);
-  for (const auto step : {std::int64_t{0}, kSecond / 1000, kSecond, 2 * kSecond}) {
+  for (const auto step : {std::int64_t{0}, kSecond, 2 * kSecond}) {
     time = std::max(time, old + step);
     if (set_time(scratch.dir(), name, time) != 0) return base::last_errno("utimens");
     auto after = stat_at(scratch.dir(), name);

@@ -16,8 +16,8 @@ namespace nearbox::agent {
 namespace {
 
 constexpr std::size_t kReadBytes = 256 * 1024;
+constexpr std::int64_t kLaterBy = 1'000'000;  // a difference that programs which count milliseconds see
 constexpr int kMaxKeptNames = 1000;
-constexpr int kPlaceTries = 4;  // when what is there changes each time
 
 std::int64_t nanoseconds(const timespec& t) { return t.tv_sec * 1'000'000'000LL + t.tv_nsec; }
 
@@ -75,7 +75,7 @@ std::int64_t clock_now_ns() {
 
 std::int64_t later_time(std::int64_t now_ns, std::int64_t old_ns) {
   if (base::fault::active("agent.push_keep_times")) return old_ns;
-  return std::max(now_ns, old_ns + 1);
+  return std::max(now_ns, old_ns + kLaterBy);
 }
 
 base::Result<wire::Digest> digest_of_file(int fd) {
@@ -145,43 +145,63 @@ base::Result<bool> exchange(const Place& place, const PushSight& sight, Scratch&
 
 }  // namespace
 
+namespace {
+
+// What came out of an exchange was not what had been seen. It may be the very file that is being placed: a
+// batch that is repeated after a cut may run beside itself.
+base::Result<Placed> came_between(const wire::PushEntry& entry, const Place& place, Scratch& scratch) {
+  Place out{base::UniqueFd(::fcntl(scratch.dir(), F_DUPFD_CLOEXEC, 0)), scratch.name()};
+  if (!out.dir) return base::last_errno("dup");
+  const auto displaced = look_at(out, true);
+  if (displaced && displaced->found.movable() && displaced->found.digest == entry.digest) return Placed{};
+  if (entry.conflict == wire::PushConflict::kOverwrite) return Placed{};
+  if (entry.conflict == wire::PushConflict::kKeepBoth) {
+    auto kept = keep_beside(scratch.dir(), scratch.name(), place);
+    if (!kept) return std::move(kept).error();
+    scratch.placed();
+    return Placed{wire::PushOutcome::kKeptBoth, *std::move(kept)};
+  }
+  if (::renameat2(scratch.dir(), scratch.name().c_str(), place.dir.get(), place.name.c_str(),
+                  RENAME_EXCHANGE) != 0) {
+    return base::last_errno("exchange");
+  }
+  return Placed{wire::PushOutcome::kLeft, {}};
+}
+
+}  // namespace
+
 base::Result<Placed> place_scratch(const wire::PushEntry& entry, const Place& place, const PushSight& sight,
                                    PushStep step, Scratch& scratch) {
   Placed placed;
   const char* const name = place.name.c_str();
   if (step == PushStep::kReplace) {
     auto swapped = exchange(place, sight, scratch);
-    const bool gone = !swapped && swapped.error().as_errno() == ENOENT;
-    if (!swapped && !gone) return std::move(swapped).error();
-    if (gone) return place_scratch(entry, place, sight, PushStep::kMake, scratch);
-    if (*swapped) return placed;  // what came out goes with the scratch name
-    if (entry.conflict == wire::PushConflict::kOverwrite) return placed;
-    if (entry.conflict == wire::PushConflict::kKeepBoth) {
-      auto kept = keep_beside(scratch.dir(), scratch.name(), place);
-      if (!kept) return std::move(kept).error();
-      scratch.placed();
-      return Placed{wire::PushOutcome::kKeptBoth, *std::move(kept)};
+    if (!swapped) {
+      const int error = swapped.error().as_errno();
+      return error == ENOENT ? base::errno_error(EEXIST, "exchange") : std::move(swapped).error();
     }
-    if (::renameat2(scratch.dir(), scratch.name().c_str(), place.dir.get(), name, RENAME_EXCHANGE) != 0) {
-      return base::last_errno("exchange");
-    }
-    return Placed{wire::PushOutcome::kLeft, {}};
+    return *swapped ? placed : came_between(entry, place, scratch);
   }
-  for (int tries = 0; tries < kPlaceTries; ++tries) {
-    if (step == PushStep::kKeepBoth) {
-      auto kept = keep_beside(place.dir.get(), place.name, place);
-      if (kept) placed = {wire::PushOutcome::kKeptBoth, *std::move(kept)};
-      if (!kept && kept.error().as_errno() != ENOENT) return std::move(kept).error();
+  if (step == PushStep::kKeepBoth) {
+    auto kept = keep_beside(place.dir.get(), place.name, place);
+    if (!kept) {
+      return kept.error().as_errno() == ENOENT ? base::errno_error(EEXIST, "keep") : std::move(kept).error();
     }
-    if (::renameat2(scratch.dir(), scratch.name().c_str(), place.dir.get(), name, RENAME_NOREPLACE) == 0) {
-      scratch.placed();
-      return placed;
+    auto moved = stat_at(place.dir.get(), kept->c_str());
+    if (!moved || !same_state(*moved, sight.st)) {  // it came since
+      (void)::renameat2(place.dir.get(), kept->c_str(), place.dir.get(), name, RENAME_NOREPLACE);
+      return base::errno_error(EEXIST, "keep");
     }
-    if (errno != EEXIST) return base::last_errno("rename");
-    if (entry.conflict != wire::PushConflict::kKeepBoth) return Placed{wire::PushOutcome::kLeft, {}};
-    step = PushStep::kKeepBoth;  // it came since
+    placed = {wire::PushOutcome::kKeptBoth, *std::move(kept)};
   }
-  return base::errno_error(EAGAIN, "rename");
+  if (::renameat2(scratch.dir(), scratch.name().c_str(), place.dir.get(), name, RENAME_NOREPLACE) != 0) {
+    const int error = errno;
+    // A conflict that was kept stays kept, whoever has the name now.
+    if (error == EEXIST && placed.outcome == wire::PushOutcome::kKeptBoth) return placed;
+    return base::errno_error(error, "rename");
+  }
+  scratch.placed();
+  return placed;
 }
 
 base::Result<bool> take_away(const Place& place, const PushSight& sight, StageDir& stage) {
