@@ -18,6 +18,7 @@ using wire::PushKind;
 using wire::PushOutcome;
 
 constexpr std::int64_t kSecond = 1'000'000'000;
+constexpr int kPlaceTries = 4;  // when what is there changes each time
 
 wire::PushResult result_of(PushOutcome outcome, wire::PushStamp stamp = 0) {
   wire::PushResult result;
@@ -278,20 +279,27 @@ wire::PushResult PushApplier::done(const std::string& path, const Place& place, 
 PushApplier::Outcome PushApplier::put(const wire::PushEntry& entry) {
   auto place = place_for(entry.path, true);
   if (!place) return std::move(place).error();
-  auto sight = look_at(*place, true);
-  if (!sight) return std::move(sight).error();
-  const auto step = decide_push(entry, sight->found);
-  if (step == PushStep::kAlready) return already(entry, *place, *sight);
-  if (step == PushStep::kLeave) return result_of(PushOutcome::kLeft);
-  auto filled = fill(entry);
-  if (!filled) return std::move(filled).error();
-  Scratch scratch(*stage_, *std::move(filled));
-  if (auto dressed = dress(entry, *place, scratch, *sight); !dressed) return std::move(dressed).error();
-  if (base::fault::active("agent.push_crash_before_place", entry.path)) std::abort();
-  auto placed = place_scratch(entry, *place, *sight, step, scratch);
-  if (!placed) return std::move(placed).error();
-  if (base::fault::active("agent.push_crash_after_place", entry.path)) std::abort();
-  return done(entry.path, *place, *std::move(placed));
+  std::optional<Scratch> scratch;
+  for (int tries = 0; tries < kPlaceTries; ++tries) {
+    auto sight = look_at(*place, true);
+    if (!sight) return std::move(sight).error();
+    const auto step = decide_push(entry, sight->found);
+    if (step == PushStep::kAlready) return already(entry, *place, *sight);
+    if (step == PushStep::kLeave) return result_of(PushOutcome::kLeft);
+    if (!scratch) {
+      auto filled = fill(entry);
+      if (!filled) return std::move(filled).error();
+      scratch.emplace(*stage_, *std::move(filled));
+    }
+    if (auto dressed = dress(entry, *place, *scratch, *sight); !dressed) return std::move(dressed).error();
+    if (base::fault::active("agent.push_crash_before_place", entry.path)) std::abort();
+    auto placed = place_scratch(entry, *place, *sight, step, *scratch);
+    if (!placed && placed.error().as_errno() == EEXIST) continue;
+    if (!placed) return std::move(placed).error();
+    if (base::fault::active("agent.push_crash_after_place", entry.path)) std::abort();
+    return done(entry.path, *place, *std::move(placed));
+  }
+  return base::errno_error(EAGAIN, "place");
 }
 
 PushApplier::Outcome PushApplier::set_mode(const wire::PushEntry& entry) {

@@ -49,8 +49,8 @@ class Scratch {
   std::string name_;
 };
 
-// Gives a scratch file its name, over or beside what is there. `sight` is what was decided upon: anything
-// else that turns up there meanwhile is left, or kept, as the entry's policy says.
+// Gives a scratch file its name, over or beside what is there. `sight` is what was decided upon.
+// Errors:  EEXIST: something else is there by now; look and decide again.
 struct Placed {
   wire::PushOutcome outcome = wire::PushOutcome::kDone;
   std::string kept_as;

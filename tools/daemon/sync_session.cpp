@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <set>
 #include <stop_token>
 #include <sys/eventfd.h>
 #include <sys/file.h>
@@ -15,6 +16,7 @@
 #include "client/api/error_code.h"
 #include "client/api/state_dir.h"
 #include "client/base/fault.h"
+#include "client/base/mutex.h"
 #include "client/base/unique_fd.h"
 #include "client/wire/digest.h"
 #include "sync/ignore/rules.h"
@@ -30,6 +32,7 @@ using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 
 constexpr auto kClientWrite = 30s;
+constexpr auto kBusyWait = 3s;  // for a sync of the same pairing that may be ending
 constexpr std::size_t kMaxPatterns = 10'000;
 
 // What a client asked for.
@@ -83,9 +86,52 @@ base::Result<Request> parse(const nlohmann::json& request) {
   return out;
 }
 
+// The syncs that run in this process, by pairing: one that follows upon another waits for its end.
+class Running {
+ public:
+  // False: the other one did not end in time.
+  bool enter(const std::string& id) EXCLUDES(mu_) {
+    const auto limit = Clock::now() + kBusyWait;
+    base::MutexLock lock(mu_);
+    while (ids_.contains(id)) {
+      if (!left_.wait_until(mu_, limit) && ids_.contains(id)) return false;
+    }
+    ids_.insert(id);
+    return true;
+  }
+  void leave(const std::string& id) EXCLUDES(mu_) {
+    base::MutexLock lock(mu_);
+    ids_.erase(id);
+    left_.notify_all();
+  }
+  static Running& process() {
+    static Running running;
+    return running;
+  }
+
+ private:
+  base::Mutex mu_;  // rank: leaf
+  base::CondVar left_;
+  std::set<std::string> ids_ GUARDED_BY(mu_);
+};
+
 // The index of a pairing, held as long as the sync runs.
 struct Pairing {
+  Pairing() = default;
+  Pairing(Pairing&& from) noexcept
+      : id(std::move(from.id)),
+        entered(std::exchange(from.entered, false)),
+        lock(std::move(from.lock)),
+        index(std::move(from.index)) {}
+  ~Pairing() {
+    index.reset();
+    lock.reset();
+    if (entered) Running::process().leave(id);
+  }
+  Pairing& operator=(Pairing&&) = delete;
+
   std::string id;
+  bool entered = false;
   base::UniqueFd lock;
   std::unique_ptr<index::Index> index;
 };
@@ -111,6 +157,11 @@ base::Result<Pairing> open_pairing(const std::string& local, const std::string& 
   if (!state) return std::move(state).error();
   Pairing pairing;
   pairing.id = pairing_id(local, remote);
+  const auto busy = [&] {
+    return api::fill_error(api::ErrorCode::kSyncBusy, {{"ID", pairing.id.substr(0, 12)}});
+  };
+  pairing.entered = Running::process().enter(pairing.id);
+  if (!pairing.entered) return busy();
   const auto dir = *state + "/sync/" + pairing.id;
   for (const auto& path : {*state + "/sync", dir}) {
     if (auto made = make_directory(path); !made) return std::move(made).error();
@@ -119,7 +170,7 @@ base::Result<Pairing> open_pairing(const std::string& local, const std::string& 
   if (!pairing.lock) return base::last_errno("open " + dir + "/lock");
   if (::flock(pairing.lock.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) return base::last_errno("lock " + dir);
-    return api::fill_error(api::ErrorCode::kSyncBusy, {{"ID", pairing.id.substr(0, 12)}});
+    return busy();
   }
   const auto file = dir + "/index.db";
   auto index = index::Index::open(file, {local, remote});
