@@ -30,22 +30,15 @@ NEARBOX_FIELDS(PushPacked)
 // have one of their type alone.
 using PushStamp = std::uint64_t;
 
-struct PushCheck {
-  std::string path;
-  PushStamp stamp = 0;
-};
-template <class Ar, class M>
-void PushCheck_fields(Ar& ar, M& m) {
-  ar.bytes(m.path, kMaxPath), ar.num(m.stamp);
-}
-NEARBOX_FIELDS(PushCheck)
-
+// Paths beside paths and stamps beside stamps: so they pack best. Of a stamp the lower half travels.
 struct PushCheckList {
-  std::vector<PushCheck> items;
+  std::vector<std::string> paths;
+  Bytes stamps;  // four bytes for each path
 };
+inline constexpr std::size_t kPushCheckBytes = 4;
 template <class Ar, class M>
 void PushCheckList_fields(Ar& ar, M& m) {
-  ar.list(m.items, kMaxPushChecks);
+  ar.strings(m.paths, kMaxPushChecks, kMaxPath), ar.bytes(m.stamps, kMaxPushChecks * kPushCheckBytes);
 }
 NEARBOX_FIELDS(PushCheckList)
 

@@ -94,26 +94,27 @@ base::Result<void> Run::begin() {
   const auto send = [&] {
     send_begin(list, first);
     first = checked_.size();
-    list.items.clear();
+    list = {};
     raw = 0;
     sent = true;
   };
   auto read = index_.each([&](std::string_view path, const index::Entry& entry) {
     if (entry.stat.type == Type::kFile) ++baseline_files_;
-    list.items.push_back({std::string(path), entry.remote_version});
+    list.paths.emplace_back(path);
+    wire::Writer(list.stamps).num(static_cast<std::uint32_t>(entry.remote_version));
     checked_.emplace_back(path);
-    raw += path.size() + 16;
-    if (raw >= kListBytes || list.items.size() >= wire::kMaxPushChecks) send();
+    raw += path.size() + 2 * wire::kPushCheckBytes;
+    if (raw >= kListBytes || list.paths.size() >= wire::kMaxPushChecks) send();
   });
   if (!read) return read;
   report_.first = checked_.empty();
-  if (!list.items.empty() || !sent) send();
+  if (!list.paths.empty() || !sent) send();
   return {};
 }
 
 void Run::send_begin(const wire::PushCheckList& list, std::size_t first) {
   wire::PushBegin message{remote_, !options_.dry_run, {}};
-  if (!list.items.empty()) message.checks = packed(0, list, kListLevel);
+  if (!list.paths.empty()) message.checks = packed(0, list, kListLevel);
   ++begins_open_;
   const bool sent = calls_.send(
       wire::Method::kPushBegin, wire::encode(message), [this, first](int error, const wire::Bytes& payload) {

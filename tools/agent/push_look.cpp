@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <dirent.h>
 #include <fcntl.h>
 #include <string_view>
@@ -60,12 +61,12 @@ wire::PushSeen seen_of_error(int error) {
   return wire::PushSeen::kNoAccess;
 }
 
-wire::PushSeen check_one(Places& places, const wire::PushCheck& check) {
-  const auto* const place = places.at(check.path);
+wire::PushSeen check_one(Places& places, const std::string& path, std::uint32_t stamp) {
+  const auto* const place = places.at(path);
   if (place == nullptr) return seen_of_error(places.error());
   auto st = stat_place(*place, {});
   if (!st) return seen_of_error(st.error().as_errno());
-  return stamp_of(*st) == check.stamp ? wire::PushSeen::kSame : wire::PushSeen::kOther;
+  return static_cast<std::uint32_t>(stamp_of(*st)) == stamp ? wire::PushSeen::kSame : wire::PushSeen::kOther;
 }
 
 wire::PushCompareResult compare_one(Places& places, const wire::PushCompareItem& item) {
@@ -97,8 +98,10 @@ wire::PushCompareResult compare_one(Places& places, const wire::PushCompareItem&
 std::vector<wire::PushDiffers> check_stamps(const Root& root, const wire::PushCheckList& list) {
   std::vector<wire::PushDiffers> out;
   Places places(root);
-  for (std::size_t i = 0; i < list.items.size(); ++i) {
-    const auto seen = check_one(places, list.items[i]);
+  for (std::size_t i = 0; i < list.paths.size(); ++i) {
+    std::uint32_t stamp = 0;
+    std::memcpy(&stamp, list.stamps.data() + i * wire::kPushCheckBytes, sizeof stamp);
+    const auto seen = check_one(places, list.paths[i], stamp);
     if (seen != wire::PushSeen::kSame) out.push_back({static_cast<std::uint32_t>(i), seen});
   }
   return out;

@@ -55,6 +55,9 @@ void Pusher::begin(wire::PushBegin call, channel::ResponderPtr responder) {
     if (call.checks.raw_size > 0) {
       auto list = unpacked<wire::PushCheckList>(call.checks);
       if (!list) return std::move(list).error();
+      if (list->stamps.size() != list->paths.size() * wire::kPushCheckBytes) {
+        return base::errno_error(EPROTO, "checks");
+      }
       reply.differs = check_stamps(**root, *list);
     }
     auto stage = stages_.of(*root);

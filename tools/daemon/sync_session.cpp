@@ -229,39 +229,40 @@ base::Error remote_error(const std::string& sandbox, const std::string& dir, con
 
 }  // namespace
 
-void SyncSession::run(const nlohmann::json& message) {
-  const auto answer = [&](const nlohmann::json& value) {
-    (void)client_.write_json(value, Clock::now() + kClientWrite);
-  };
-  const auto refuse = [&](const base::Error& error) {
-    log_.info("event=sync_failed why=" + error.message());
-    answer({{"error", error_object(error)}});
-  };
+base::Result<nlohmann::json> SyncSession::sync(const nlohmann::json& message) {
   auto request = parse(message);
-  if (!request) return refuse(request.error());
+  if (!request) return std::move(request).error();
   auto rules = ignore::Rules::load(request->local, request->rules);
   if (!rules) {
     const int error = rules.error().as_errno();
-    if (error == ENOENT)
-      return refuse(api::fill_error(api::ErrorCode::kLocalNotFound, {{"PATH", request->local}}));
+    if (error == ENOENT) return api::fill_error(api::ErrorCode::kLocalNotFound, {{"PATH", request->local}});
     if (error == ENOTDIR) {
-      return refuse(api::fill_error(api::ErrorCode::kLocalNotDirectory, {{"PATH", request->local}}));
+      return api::fill_error(api::ErrorCode::kLocalNotDirectory, {{"PATH", request->local}});
     }
-    return refuse(rules.error());
+    return std::move(rules).error();
   }
   auto pairing = open_pairing(request->local, name_ + ":" + request->remote);
-  if (!pairing) return refuse(pairing.error());
+  if (!pairing) return std::move(pairing).error();
   std::stop_source stop;
   const ClientWatch watch(client_.fd(), stop);
   request->options.progress = [&](const push::Progress& progress) {
-    if (!client_.write_json({{"progress", sync_progress(progress)}}, Clock::now() + kClientWrite))
-      stop.request_stop();
+    const auto told =
+        client_.write_json({{"progress", sync_progress(progress)}}, Clock::now() + kClientWrite);
+    if (!told) stop.request_stop();
   };
   auto report =
       push::push(link_, request->remote, *rules, *pairing->index, request->options, stop.get_token());
-  if (!report) return refuse(remote_error(name_, request->remote, report.error()));
-  answer({{"ok", sync_result(*report, {name_, request->local, pairing->id.substr(0, 12)},
-                             request->options.conflicts)}});
+  if (!report) return remote_error(name_, request->remote, report.error());
+  return sync_result(*report, {name_, request->local, pairing->id.substr(0, 12)}, request->options.conflicts);
+}
+
+// The pairing is free again before the client is told.
+void SyncSession::run(const nlohmann::json& message) {
+  const auto result = sync(message);
+  if (!result) log_.info("event=sync_failed why=" + result.error().message());
+  (void)client_.write_json(
+      result ? nlohmann::json{{"ok", *result}} : nlohmann::json{{"error", error_object(result.error())}},
+      Clock::now() + kClientWrite);
 }
 
 }  // namespace nearbox::daemon

@@ -26,6 +26,8 @@ class SyncSession {
   void run(const nlohmann::json& request);
 
  private:
+  base::Result<nlohmann::json> sync(const nlohmann::json& message);
+
   api::AgentLink& link_;
   ControlConnection& client_;
   const std::string name_;
