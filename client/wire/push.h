@@ -139,6 +139,30 @@ void PushCompareReply_fields(Ar& ar, M& m) {
 }
 NEARBOX_FIELDS(PushCompareReply)
 
+// ---- what else is there ---------------------------------------------------------------------------
+
+struct PushList {
+  std::uint32_t root = 0;
+  std::vector<std::string> dirs;
+};
+template <class Ar, class M>
+void PushList_fields(Ar& ar, M& m) {
+  ar.num(m.root), ar.strings(m.dirs, kMaxPushDirs, kMaxPath);
+}
+NEARBOX_FIELDS(PushList)
+
+// A name in one of the directories. Those that cannot be listed have none.
+struct PushListed {
+  std::uint32_t dir = 0;  // its number in the list
+  PushType type = PushType::kFile;
+  std::string name;
+};
+template <class Ar, class M>
+void PushListed_fields(Ar& ar, M& m) {
+  ar.num(m.dir), ar.num(m.type), ar.bytes(m.name, kMaxName);
+}
+NEARBOX_FIELDS(PushListed)
+
 // ---- changes --------------------------------------------------------------------------------------
 
 enum class PushKind : std::uint8_t {

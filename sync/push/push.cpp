@@ -67,6 +67,9 @@ base::Result<Report> Run::run() {
     const bool directory = action.now.stat.type == Type::kDirectory;
     (directory ? plan.directories : plan.contents).push_back(std::move(action));
   }
+  if (options_.deletes == Deletes::kMirror && !remote_empty_) {
+    if (auto done = find_extra(plan); !done) return std::move(done).error();
+  }
   if (options_.dry_run) {
     report_plan(plan);
   } else if (auto done = execute(std::move(plan)); !done) {

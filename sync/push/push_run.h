@@ -80,6 +80,7 @@ class Run {
   std::string read_link(const std::string& path) const;
   base::Result<std::vector<wire::PushCompareResult>> compare(const std::vector<const scan::Change*>& items);
   base::Result<Sources> find_sources();
+  base::Result<void> find_extra(Plan& plan);  // mirror.cpp
   void report_plan(const Plan& plan);
 
   base::Result<void> execute(Plan plan);

@@ -164,6 +164,27 @@ class Basics(SyncCase):
         self.assertEqual((self.dst / "gone/output").read_text(), "made in the sandbox")
         self.assertTrue((self.dst / "theirs").exists())
 
+    def test_mirror_removes_what_is_not_here(self):
+        self.put("a/b", "b")
+        self.put(".nearboxignore", "build/\n")
+        self.dst.mkdir()
+        (self.dst / "old/deep").mkdir(parents=True)
+        (self.dst / "old/deep/f").write_text("1")
+        (self.dst / "build").mkdir()
+        (self.dst / "build/out").write_text("kept: a rule takes it")
+        (self.dst / "stray").symlink_to("nowhere")
+        self.own(self.dst)
+        result = self.sync("--dry-run", "--delete", "mirror")
+        self.assertEqual(result["filesDeletedRemote"], 2)
+        result = self.sync("--delete", "mirror")
+        self.assertEqual(result["filesDeletedRemote"], 2)
+        self.assertEqual((self.dst / "build/out").read_text(), "kept: a rule takes it")
+        shutil.rmtree(self.dst / "build")
+        self.assert_same()
+        (self.dst / "a/b").write_text("changed there")
+        self.sync("--delete", "mirror")
+        self.assert_same()
+
     def test_rules_and_secrets(self):
         subprocess.run(["git", "init", "-q", str(self.src)], check=True, env={**os.environ, "HOME": str(self.home)})
         self.put(".gitignore", "*.log\nbuild/\n")

@@ -246,6 +246,49 @@ void answer_chunks(const Root& root, StageDir& stage, const wire::PushChunks& ca
   responder.end(0, wire::encode(reply));
 }
 
+namespace {
+
+// The names of one directory, as records.
+void list_directory(const Root& root, const std::string& path, std::uint32_t number, wire::Bytes& out) {
+  auto dir = open_beneath(root.dir.get(), path, O_RDONLY | O_DIRECTORY);
+  auto top = dir ? stat_fd(dir->get()) : base::Result<Stat>(base::errno_error(ENOENT));
+  if (!top) return;
+  DIR* const list = ::fdopendir(dir->get());
+  if (list == nullptr) return;
+  const int fd = dir->release();  // the stream's now
+  wire::Writer writer(out);
+  while (const auto* const entry = ::readdir(list)) {  // NOLINT(concurrency-mt-unsafe): a stream of our own
+    const std::string_view name = entry->d_name;
+    auto st = stat_at(fd, entry->d_name);
+    if (name == "." || name == ".." || !st || st->st_dev != top->st_dev) continue;
+    const bool known = S_ISREG(st->st_mode) || S_ISDIR(st->st_mode) || S_ISLNK(st->st_mode);
+    if (!known) continue;
+    const auto type = S_ISDIR(st->st_mode)   ? wire::PushType::kDirectory
+                      : S_ISLNK(st->st_mode) ? wire::PushType::kSymlink
+                                             : wire::PushType::kFile;
+    const auto record = wire::encode(wire::PushListed{number, type, std::string(name)});
+    writer.num(static_cast<std::uint32_t>(record.size()));
+    out.insert(out.end(), record.begin(), record.end());
+  }
+  (void)::closedir(list);
+}
+
+}  // namespace
+
+void answer_list(const Root& root, const wire::PushList& call, channel::Responder& responder) {
+  wire::Bytes out;
+  for (std::size_t i = 0; i < call.dirs.size(); ++i) {
+    list_directory(root, call.dirs[i], static_cast<std::uint32_t>(i), out);
+    for (std::size_t at = 0; at < out.size(); at += kReadBytes) {  // one directory may be large
+      const auto piece = wire::ByteView(out).subspan(at, std::min(kReadBytes, out.size() - at));
+      if (!responder.send(piece)) return responder.end(ECANCELED);
+    }
+    out.clear();
+    if (responder.cancelled()) return responder.end(ECANCELED);
+  }
+  responder.end(0);
+}
+
 bool is_empty(const Root& root) {
   const int fd = ::openat(root.dir.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) return false;

@@ -20,6 +20,9 @@ base::Result<void> write_part(const Root& root, StageDir& stage, const wire::Pus
 void answer_chunks(const Root& root, StageDir& stage, const wire::PushChunks& call,
                    channel::Responder& responder);
 
+// Streams the names in directories: files, directories and symlinks of the root's own mount.
+void answer_list(const Root& root, const wire::PushList& call, channel::Responder& responder);
+
 bool is_empty(const Root& root);
 std::uint64_t free_bytes(const Root& root);
 

@@ -122,6 +122,15 @@ void Pusher::part(wire::PushPart call, channel::ResponderPtr responder) {
   });
 }
 
+void Pusher::list(wire::PushList call, channel::ResponderPtr responder) {
+  run(responder, [this, call = std::move(call)](channel::Responder& r) -> base::Result<void> {
+    auto root = roots_.get(call.root);
+    if (!root) return std::move(root).error();
+    answer_list(**root, call, r);
+    return {};
+  });
+}
+
 void Pusher::chunks(wire::PushChunks call, channel::ResponderPtr responder) {
   run(responder, [this, call = std::move(call)](channel::Responder& r) -> base::Result<void> {
     auto root = roots_.get(call.root);

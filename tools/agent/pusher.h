@@ -31,6 +31,7 @@ class Pusher {
   void compare(wire::PushPacked call, channel::ResponderPtr responder);
   void apply(wire::PushPacked call, channel::ResponderPtr responder);
   void part(wire::PushPart call, channel::ResponderPtr responder);
+  void list(wire::PushList call, channel::ResponderPtr responder);
   void chunks(wire::PushChunks call, channel::ResponderPtr responder);
   void stop() { pool_.stop(); }
 

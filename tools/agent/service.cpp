@@ -132,6 +132,9 @@ bool Service::push_call(Method method, wire::ByteView payload, const ResponderPt
     case Method::kPushPart:
       now<wire::PushPart>(payload, responder, [&](auto&& m) { pusher.part(std::move(m), responder); });
       return true;
+    case Method::kPushList:
+      now<wire::PushList>(payload, responder, [&](auto&& m) { pusher.list(std::move(m), responder); });
+      return true;
     case Method::kPushChunks:
       now<wire::PushChunks>(payload, responder, [&](auto&& m) { pusher.chunks(std::move(m), responder); });
       return true;
