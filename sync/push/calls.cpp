@@ -35,6 +35,9 @@ struct Calls::Shared {
   std::uint64_t acked_full GUARDED_BY(mu) = 0;
   double seconds_full GUARDED_BY(mu) = 0;
 
+  bool has_room_locked(std::size_t more) const REQUIRES(mu) {
+    return open.empty() || (open.size() < kWindowCalls && bytes + more <= kWindowBytes);
+  }
   void note_window_locked(std::size_t acked) REQUIRES(mu) {
     const bool full = bytes * 2 > kWindowBytes || open.size() + 2 >= kWindowCalls;
     const auto now = Clock::now();
@@ -108,21 +111,16 @@ bool Calls::send(wire::Method method, wire::Bytes payload, Answer answer) {
   const auto deadline = Clock::now() + kCallDeadline;
   {
     base::MutexLock lock(shared_->mu);
-    auto& s = *shared_;
-    const auto has_room = [&]() REQUIRES(s.mu) {
-      return s.open.empty() || (s.open.size() < kWindowCalls && s.bytes + payload.size() <= kWindowBytes);
-    };
-    while (!s.stopped && !has_room()) {
-      if (!s.room.wait_until(s.mu, deadline) && Clock::now() >= deadline)
-        break;  // calls end by their deadline
+    while (!shared_->stopped && !shared_->has_room_locked(payload.size()) && Clock::now() < deadline) {
+      (void)shared_->room.wait_until(shared_->mu, deadline);  // calls end by their deadline
     }
-    if (s.stopped) return false;
-    number = ++s.next;
-    s.open.emplace(number, 0);
-    s.bytes += payload.size();
-    s.note_window_locked(0);
-    ++s.made;
-    s.out += payload.size();
+    if (shared_->stopped) return false;
+    number = ++shared_->next;
+    shared_->open.emplace(number, 0);
+    shared_->bytes += payload.size();
+    shared_->note_window_locked(0);
+    ++shared_->made;
+    shared_->out += payload.size();
   }
   api::CallOptions options;
   options.deadline = Clock::now() + kCallDeadline;
@@ -140,11 +138,10 @@ void Calls::step(std::chrono::milliseconds wait) {
   std::deque<Shared::Done> done;
   {
     base::MutexLock lock(shared_->mu);
-    auto& s = *shared_;
     const auto limit = Clock::now() + wait;
-    while (s.done.empty() && s.news.wait_until(s.mu, limit)) {
+    while (shared_->done.empty() && shared_->news.wait_until(shared_->mu, limit)) {
     }
-    done.swap(s.done);
+    done.swap(shared_->done);
   }
   for (auto& one : done) {
     if (one.answer) one.answer(one.error, std::move(one.payload));

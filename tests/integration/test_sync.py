@@ -562,6 +562,12 @@ class Trouble(SyncCase):
         self.sync()
         self.assertTrue((self.dst / "d").is_symlink())
 
+    def test_without_mount_ids(self):
+        self.set_faults("agent.no_mount_id")
+        self.put("a/b", "c")
+        self.sync()
+        self.assert_same()
+
     def test_two_at_a_time(self):
         for i in range(400):
             self.put(f"f{i}", os.urandom(2000)) if i == 0 else (self.src / f"f{i}").write_bytes(os.urandom(2000))

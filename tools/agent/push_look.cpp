@@ -82,7 +82,8 @@ wire::PushCompareResult compare_one(Places& places, const wire::PushCompareItem&
   const bool sized = wanted != Kind::kFile || static_cast<std::uint64_t>(rough->st.st_size) == item.size;
   if (rough->found.kind != wanted || !sized) return {wire::PushSeen::kOther, 0};
   const auto same_mode = [&](const Stat& st) {
-    return wanted == Kind::kSymlink || (st.st_mode & 07777 & ~S_ISGID) == (item.mode & 07777U & ~S_ISGID);
+    constexpr std::uint32_t kCompared = 07777 & ~std::uint32_t{S_ISGID};
+    return wanted == Kind::kSymlink || ((st.st_mode ^ item.mode) & kCompared) == 0;
   };
   if (wanted != Kind::kDirectory) {
     auto sight = look_at(*place, true);
