@@ -229,7 +229,7 @@ base::Error remote_error(const std::string& sandbox, const std::string& dir, con
 
 }  // namespace
 
-base::Result<nlohmann::json> SyncSession::sync(const nlohmann::json& message) {
+base::Result<nlohmann::json> SyncSession::sync(const nlohmann::json& message, std::shared_ptr<void>& held) {
   auto request = parse(message);
   if (!request) return std::move(request).error();
   auto rules = ignore::Rules::load(request->local, request->rules);
@@ -241,8 +241,10 @@ base::Result<nlohmann::json> SyncSession::sync(const nlohmann::json& message) {
     }
     return std::move(rules).error();
   }
-  auto pairing = open_pairing(request->local, name_ + ":" + request->remote);
-  if (!pairing) return std::move(pairing).error();
+  auto opened = open_pairing(request->local, name_ + ":" + request->remote);
+  if (!opened) return std::move(opened).error();
+  const auto pairing = std::make_shared<Pairing>(*std::move(opened));
+  held = pairing;
   std::stop_source stop;
   const ClientWatch watch(client_.fd(), stop);
   request->options.progress = [&](const push::Progress& progress) {
@@ -256,9 +258,10 @@ base::Result<nlohmann::json> SyncSession::sync(const nlohmann::json& message) {
   return sync_result(*report, {name_, request->local, pairing->id.substr(0, 12)}, request->options.conflicts);
 }
 
-// The pairing is free again before the client is told.
+// The client does not wait for the index to be closed; the next sync does.
 void SyncSession::run(const nlohmann::json& message) {
-  const auto result = sync(message);
+  std::shared_ptr<void> held;
+  const auto result = sync(message, held);
   if (!result) log_.info("event=sync_failed why=" + result.error().message());
   (void)client_.write_json(
       result ? nlohmann::json{{"ok", *result}} : nlohmann::json{{"error", error_object(result.error())}},

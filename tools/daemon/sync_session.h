@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <functional>
+#include <memory>
 #include <string>
 
 #include <nlohmann/json.hpp>
@@ -26,7 +26,8 @@ class SyncSession {
   void run(const nlohmann::json& request);
 
  private:
-  base::Result<nlohmann::json> sync(const nlohmann::json& message);
+  // `held`: what is to be released after the answer.
+  base::Result<nlohmann::json> sync(const nlohmann::json& message, std::shared_ptr<void>& held);
 
   api::AgentLink& link_;
   ControlConnection& client_;
