@@ -46,14 +46,17 @@ void ProcReply_fields(Ar& ar, M& m) {
 }
 NEARBOX_FIELDS(ProcReply)
 
+// May come before the ProcStart it belongs to: by another connection.
 struct ProcAttach {
   std::uint64_t proc = 0;
   std::uint64_t offset =
-      0;  // position in the process' output (stdout and stderr share one ring and one offset)
+      0;                // position in the process' output (stdout and stderr share one ring and one offset)
+  bool early = false;   // a process that is not known yet is waited for, 30 s at most
+  bool settle = false;  // the exit comes after a barrier, with what it is to be waited for
 };
 template <class Ar, class M>
 void ProcAttach_fields(Ar& ar, M& m) {
-  ar.num(m.proc), ar.num(m.offset);
+  ar.num(m.proc), ar.num(m.offset), ar.num(m.early), ar.num(m.settle);
 }
 NEARBOX_FIELDS(ProcAttach)
 
@@ -66,11 +69,15 @@ struct ProcOutput {
   std::uint64_t lost = 0;
   std::int32_t code = 0;  // kExit
   std::int32_t signal = 0;
+  // kExit: what happened before it was told by this event of this agent; 0: not known.
+  std::uint64_t instance = 0;
+  std::uint64_t seq = 0;
   Bytes data;
 };
 template <class Ar, class M>
 void ProcOutput_fields(Ar& ar, M& m) {
   ar.num(m.stream), ar.num(m.offset), ar.num(m.lost), ar.num(m.code), ar.num(m.signal);
+  ar.num(m.instance), ar.num(m.seq);
   ar.bytes(m.data, kMaxFramePayload);
 }
 NEARBOX_FIELDS(ProcOutput)

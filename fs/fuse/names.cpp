@@ -87,6 +87,7 @@ void Session::make(Request request, wire::Op op, Ino parent, const std::string& 
   Task task;
   task.ops.push_back(std::move(op));
   task.dirs = {at.dir};
+  task.entries = {{at.dir, at.id, name}};
   task.names = {{parent, name}};
   task.busy1 = parent;
   task.locate = by_name(at.dir, name);
@@ -181,6 +182,7 @@ void Session::link(Request request, Ino ino, Ino parent, std::string name) {
   Task task;
   task.ops.push_back(std::move(op));
   task.dirs = {at.dir};
+  task.entries = {{at.dir, at.id, name}};
   task.nodes = {node};
   task.names = {{parent, name}};
   task.busy1 = parent;
@@ -234,6 +236,7 @@ void Session::remove(Request request, Ino parent, std::string name, bool directo
   Task task;
   task.ops.push_back(std::move(op));
   task.dirs = {at.dir};
+  task.entries = {{at.dir, at.id, name}};
   task.nodes = {at.child};
   task.names = {{parent, name}};
   task.leads = {kNoNode};
@@ -322,6 +325,7 @@ void Session::rename(Request request, Ino parent, std::string name, Ino parent2,
   task.ops.push_back(std::move(op));
   task.dirs = {from.dir};
   if (to.dir != from.dir) task.dirs.push_back(to.dir);
+  if (!directory) task.entries = {{from.dir, from.id, name}, {to.dir, to.id, name2}};
   task.nodes = {from.child};
   if (to.child != kNoNode) task.nodes.push_back(to.child);
   task.names = {{parent, name}, {parent2, name2}};

@@ -89,7 +89,13 @@ class Session final : public sync::ChangeListener,
   // One or more operations for one request, and what their acknowledgement means.
   struct Task {
     std::vector<wire::Op> ops;
+    struct Entry {
+      sync::NodeIndex dir;
+      wire::NodeId id;  // of dir
+      std::string name;
+    };
     std::vector<sync::NodeIndex> dirs;  // entries change
+    std::vector<Entry> entries;         // these alone; none: all of dirs may
     std::vector<sync::NodeIndex>
         nodes;  // they change; both with begin_operation(), pinned until the fate is known
     std::vector<std::pair<Ino, std::string>> names;  // made, removed or moved, by their directories
@@ -108,6 +114,8 @@ class Session final : public sync::ChangeListener,
   };
   struct Running;
   void run(Request request, Task task);
+  void begin_operations(const Task& task);
+  void end_operations(const Task& task, bool failed);
   void submit(const std::shared_ptr<Running>& running, std::size_t i, int attempt);
   void applied(const std::shared_ptr<Running>& running, std::size_t i, int attempt, const wire::OpDone& done);
   void replied(const std::shared_ptr<Running>& running, std::size_t i, int attempt, const wire::OpDone& done);

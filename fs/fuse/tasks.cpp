@@ -28,6 +28,7 @@ struct Session::Running {
   std::vector<std::uint64_t> epoch GUARDED_BY(mu);  // of DirRenames, before op i's paths were made
   std::vector<bool> replied GUARDED_BY(mu);
   std::vector<bool> holds GUARDED_BY(mu);  // op i holds DirRenames back
+  bool failed GUARDED_BY(mu) = false;      // one of them
   int error GUARDED_BY(mu) = 0;            // the first
   std::atomic<bool> surprising{false};     // the outcome is not what the kernel concludes from the answer
   wire::OpDone last GUARDED_BY(mu);
@@ -54,14 +55,30 @@ void Session::run(Request request, Task task) {
     for (const auto node : running->task.nodes) mirror.pin(node);
     for (const auto node : running->task.dirs) mirror.pin(node);
   });
-  for (const auto* changed : {&running->task.dirs, &running->task.nodes}) {
-    for (const auto node : *changed) services_.tree.begin_operation(node);
-  }
+  begin_operations(running->task);
   const auto send = [self = shared_from_this(), running, count] {
     for (std::size_t i = 0; i < count; ++i) self->submit(running, i, 0);
   };
   if (!running->task.renames_directory) return send();
   services_.log.dir_renames().begin(send);
+}
+
+void Session::begin_operations(const Task& task) {
+  for (const auto& [dir, id, name] : task.entries) services_.tree.begin_operation(dir, id, name);
+  for (const auto dir : task.dirs) {
+    if (task.entries.empty()) services_.tree.begin_operation(dir);
+  }
+  for (const auto node : task.nodes) services_.tree.begin_operation(node);
+}
+
+void Session::end_operations(const Task& task, bool failed) {
+  for (const auto& [dir, id, name] : task.entries) {
+    if (services_.tree.end_operation(dir, id, name, failed) && failed) services_.tree.look_again(dir);
+  }
+  for (const auto dir : task.dirs) {
+    if (task.entries.empty()) services_.tree.end_operation(dir);
+  }
+  for (const auto node : task.nodes) services_.tree.end_operation(node);
 }
 
 void Session::submit(const std::shared_ptr<Running>& running, std::size_t i, int attempt) {
@@ -107,10 +124,13 @@ void Session::applied(const std::shared_ptr<Running>& running, std::size_t i, in
   Task& task = running->task;
   bool last = false;
   bool held = false;
+  bool failed = false;
   {
     base::MutexLock lock(running->mu);
     last = --running->unapplied == 0;
     held = running->holds[i];
+    running->failed = running->failed || done.error != 0;
+    failed = running->failed;
   }
   // The kernel learns of the change from the answer, unless the request was answered with an error before.
   const bool parked = parked_.contains(running->id);
@@ -128,9 +148,7 @@ void Session::applied(const std::shared_ptr<Running>& running, std::size_t i, in
   if (done.error == 0 && task.after) task.after(done);
   if (held) services_.log.dir_renames().release();
   if (!last) return;
-  for (const auto* changed : {&task.dirs, &task.nodes}) {
-    for (const auto node : *changed) services_.tree.end_operation(node);
-  }
+  end_operations(task, failed);
   if (task.renames_directory) services_.log.dir_renames().end();
   services_.tree.write([&](sync::Mirror& mirror, sync::Changes&) {
     for (const auto node : task.nodes) mirror.unpin(node);

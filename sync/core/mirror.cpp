@@ -192,10 +192,11 @@ void Mirror::apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& 
   const auto dir = impl_->block_dir(walk(base, block.path), block.attr, newer != nullptr);
   if (dir == kNoNode) return;
   const auto was = impl_->attr(dir);
-  const bool frozen = skip && skip(dir);
+  const bool touched = skip && skip(dir);
+  const bool frozen = touched && (newer == nullptr || !newer->by_name || !newer->by_name(dir));
   const bool has_attr = block.attr.ino != 0;  // a directory that could not be looked at has none
   const bool told = newer != nullptr && newer->attr && newer->attr(wire::identity(was));
-  if (has_attr && !told && (!frozen || block.attr.ctime_ns > was.ctime_ns)) {
+  if (has_attr && !told && (!touched || block.attr.ctime_ns > was.ctime_ns)) {
     set_attr(dir, block.attr, changes);
   }
   if ((block.flags & wire::kTreeNotExpanded) != 0) return;

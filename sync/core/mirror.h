@@ -52,8 +52,9 @@ using Changes = std::vector<Change>;
 struct Newer {
   std::function<bool(NodeIndex dir)> listing;                      // no entry of the block counts
   std::function<bool(NodeIndex dir, std::string_view name)> name;  // what it leads to, or that it is gone
-  std::function<bool(const wire::NodeId& node)> attr;              // attributes and content
-  std::function<void(NodeIndex dir)> unsure;                       // look at this directory again
+  std::function<bool(NodeIndex dir)> by_name;          // `name` knows all that own operations change in it
+  std::function<bool(const wire::NodeId& node)> attr;  // attributes and content
+  std::function<void(NodeIndex dir)> unsure;           // look at this directory again
 };
 
 // The sandbox's tree in memory: nodes by (device, inode), names by (directory, name). A node is that of one
@@ -134,7 +135,8 @@ class Mirror {
   // known are dropped (the next scan brings them). Directories for which `skip` says true keep their
   // present entries (own operations are pending there): none is removed or led elsewhere, attributes
   // go forward by ctime only, and names are added only while the listing is not yet complete. So do the
-  // attributes of other entries for which it says true.
+  // attributes of other entries for which it says true. Where Newer::by_name says true, just those names keep
+  // what they lead to.
   // `scan` tells streams apart that may hold parts of the same directory at the same time. What `newer`
   // names keeps the state it has; with it, a directory that is not at its path is found by its identity.
   void apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& changes,

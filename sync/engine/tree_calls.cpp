@@ -249,10 +249,14 @@ void TreeStore::Impl::apply(Walk& one, const std::vector<wire::TreeBlock>& block
   store.write([&](Mirror& mirror, Changes& changes) {
     const auto skip = [&](NodeIndex node) {
       const bool keep = frozen(node, one.began);
-      if (keep && S_ISDIR(mirror.attr(node).mode)) one.skipped.insert(node);
+      if (keep && S_ISDIR(mirror.attr(node).mode) && frozen_whole(node, one.began)) one.skipped.insert(node);
       return keep;
     };
     Newer newer;
+    newer.by_name = [&](NodeIndex dir) { return !frozen_whole(dir, one.began); };
+    newer.name = [&](NodeIndex dir, std::string_view name) {
+      return frozen(dir, one.began) && name_frozen(one.began, wire::identity(mirror.attr(dir)), name);
+    };
     if (anything_told_since(one.began, one.flooded)) {
       newer.listing = [&](NodeIndex dir) {
         const bool newer_told = listing_told_since(one.began, mirror, dir);
@@ -260,8 +264,9 @@ void TreeStore::Impl::apply(Walk& one, const std::vector<wire::TreeBlock>& block
         return newer_told;
       };
       newer.name = [&](NodeIndex dir, std::string_view name) {
-        const auto at = mirror.attr(dir);
-        return told_since(one.began, wire::identity(at), name);
+        const auto at = wire::identity(mirror.attr(dir));
+        return told_since(one.began, at, name) ||
+               (frozen(dir, one.began) && name_frozen(one.began, at, name));
       };
       newer.attr = [&](const wire::NodeId& node) { return told_since(one.began, node, {}); };
       newer.unsure = [&](NodeIndex dir) { one.unsure.insert(dir); };
@@ -280,7 +285,25 @@ void TreeStore::Impl::apply(Walk& one, const std::vector<wire::TreeBlock>& block
 bool TreeStore::Impl::frozen(NodeIndex node, std::uint64_t began) {
   base::MutexLock lock(ops_mu);
   const auto found = operations.find(node);
-  return found != operations.end() && (found->second.under_way > 0 || found->second.touched > began);
+  return found != operations.end() && found->second.any(began);
+}
+
+bool TreeStore::Impl::frozen_whole(NodeIndex node, std::uint64_t began) {
+  base::MutexLock lock(ops_mu);
+  const auto found = operations.find(node);
+  return found != operations.end() && found->second.whole(began);
+}
+
+// An own operation changes the name, or has since.
+bool TreeStore::Impl::name_frozen(std::uint64_t began, const wire::NodeId& dir, std::string_view name) {
+  {
+    base::MutexLock lock(ops_mu);
+    if (const auto one = names_changing.find(told_key(dir, name)); one != names_changing.end()) {
+      one->second.passed_over = true;
+      return true;
+    }
+  }
+  return told_since(began, dir, name);
 }
 
 void TreeStore::Impl::walk_begins(Walk& one) {

@@ -128,7 +128,7 @@ void TreeStore::Impl::rechecked(NodeIndex dir, int error, const std::set<NodeInd
 
 // ---- the barrier
 
-void TreeStore::Impl::barrier(const CompletionPtr& whose, Deadline deadline) {
+void TreeStore::Impl::barrier(const CompletionPtr& whose, Deadline deadline, Passed passed) {
   if (whose->ran()) return;
   auto all = std::make_shared<Barriers>();
   all->whose = whose;
@@ -138,7 +138,7 @@ void TreeStore::Impl::barrier(const CompletionPtr& whose, Deadline deadline) {
   {
     base::MutexLock lock(mu);
     if (run) {  // what the mirror says is being proven
-      run->after.push_back([this, whose, deadline] { barrier(whose, deadline); });
+      run->after.push_back([this, whose, deadline, passed] { barrier(whose, deadline, passed); });
       return;
     }
     all->instance = instance;
@@ -152,13 +152,17 @@ void TreeStore::Impl::barrier(const CompletionPtr& whose, Deadline deadline) {
       }
     }
   }
-  if (soon) return later(kRetryPause, [this, whose, deadline] { barrier(whose, deadline); });
+  if (soon) return later(kRetryPause, [this, whose, deadline, passed] { barrier(whose, deadline, passed); });
   if (unwatched) {
     const auto scanned = completion(
         [this, whose](int error) { error != 0 ? finish(whose, error) : barrier_rechecked(whose); }, deadline);
     return rescan({scanned});
   }
   if (roots.empty()) return barrier_rechecked(whose);
+  if (passed.seq != 0 && passed.instance == all->instance) {
+    all->seq = passed.seq;
+    return await_events(all);
+  }
   all->left = roots.size();
   if (const auto at = events->position(); at.instance == all->instance) all->handled = at.handled;
   for (const auto root : roots) {
@@ -184,7 +188,10 @@ void TreeStore::Impl::barrier_answered(const std::shared_ptr<Barriers>& all, int
     link.renew_session();
     return later(kRetryPause, [this, all] { barrier_handled(all, ECONNRESET); });
   }
-  if (error != 0) return barrier_handled(all, error);
+  error != 0 ? barrier_handled(all, error) : await_events(all);
+}
+
+void TreeStore::Impl::await_events(const std::shared_ptr<Barriers>& all) {
   events->when_handled(all->instance, all->seq, [this, weak = weak_from_this(), all](int failed) {
     const auto impl = weak.lock();
     if (!impl) return;
@@ -195,7 +202,7 @@ void TreeStore::Impl::barrier_answered(const std::shared_ptr<Barriers>& all, int
 void TreeStore::Impl::barrier_handled(const std::shared_ptr<Barriers>& all, int error) {
   const auto& whose = all->whose;
   if (error == ECONNRESET && Clock::now() < all->deadline) {  // another agent: proven by a scan
-    return later(kRetryPause, [this, all] { barrier(all->whose, all->deadline); });
+    return later(kRetryPause, [this, all] { barrier(all->whose, all->deadline, {}); });
   }
   error != 0 ? finish(whose, error) : barrier_rechecked(whose);
 }

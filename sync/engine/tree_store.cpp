@@ -282,7 +282,34 @@ void TreeStore::end_operation(NodeIndex node) {
   auto& operation = found->second;
   if (operation.under_way > 0) --operation.under_way;
   operation.touched = ++impl_->op_epoch;
-  if (operation.under_way == 0 && impl_->running_walks.empty()) impl_->operations.erase(found);
+  if (operation.idle() && impl_->running_walks.empty()) impl_->operations.erase(found);
+}
+
+void TreeStore::begin_operation(NodeIndex dir, const wire::NodeId& id, std::string_view name) {
+  const auto key = impl_->told_key(id, name);
+  base::MutexLock lock(impl_->ops_mu);
+  auto& operation = impl_->operations[dir];
+  ++operation.names_under_way;
+  operation.names_touched = ++impl_->op_epoch;
+  ++impl_->names_changing[key].operations;
+}
+
+bool TreeStore::end_operation(NodeIndex dir, const wire::NodeId& id, std::string_view name, bool failed) {
+  const auto key = impl_->told_key(id, name);
+  base::MutexLock lock(impl_->ops_mu);
+  bool passed_over = false;
+  if (const auto one = impl_->names_changing.find(key); one != impl_->names_changing.end()) {
+    passed_over = one->second.passed_over;
+    if (--one->second.operations == 0) impl_->names_changing.erase(one);
+  }
+  if (!failed && !impl_->running_walks.empty()) impl_->told_key_locked(key);
+  const auto found = impl_->operations.find(dir);
+  if (found == impl_->operations.end()) return passed_over;
+  auto& operation = found->second;
+  if (operation.names_under_way > 0) --operation.names_under_way;
+  operation.names_touched = ++impl_->op_epoch;
+  if (operation.idle() && impl_->running_walks.empty()) impl_->operations.erase(found);
+  return passed_over;
 }
 
 // ---- telling

@@ -99,6 +99,12 @@ class TreeStore {
   // Events need no such care: what the agent looked at beside an operation it looks at again after it.
   void begin_operation(NodeIndex node);
   void end_operation(NodeIndex node);
+  // The same for a change of one name alone, in the directory of that identity: other names of it are taken
+  // from a walk all the same, so that writers who never pause hold up nothing.
+  void begin_operation(NodeIndex dir, const wire::NodeId& id, std::string_view name);
+  // Failed: nothing was changed. True: a walk has passed over the name meanwhile, so that what it leads to
+  // may not be known; look_again() then.
+  bool end_operation(NodeIndex dir, const wire::NodeId& id, std::string_view name, bool failed);
   // Lists a directory again (of a file: the one it is in) and what is wrong here is put right.
   void look_again(NodeIndex node);
   // Counts what events told of directories that are not known here.
@@ -120,6 +126,9 @@ class TreeStore {
   // What happened in the sandbox below what is loaded before this call is in the mirror, and was told to the
   // listeners, when done(0) runs. By the agent's barrier where it watches, else by a scan.
   void barrier(Deadline deadline, Done done);
+  // The same with the agent's barrier passed by somebody else already: events up to `seq` of `instance`
+  // tell what happened before. 0: not passed.
+  void barrier(std::uint64_t instance, std::uint64_t seq, Deadline deadline, Done done);
   struct WatchStatus {
     wire::WatchKind kind = wire::WatchKind::kNone;  // of the subtree that is worst off
     int error = 0;                                  // why kNone

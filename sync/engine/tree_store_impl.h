@@ -133,6 +133,13 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   struct Operations {
     std::uint64_t under_way = 0;
     std::uint64_t touched = 0;  // op_epoch when one last began or ended
+    std::uint64_t names_under_way = 0;
+    std::uint64_t names_touched = 0;
+    bool whole(std::uint64_t began) const { return under_way > 0 || touched > began; }
+    bool any(std::uint64_t began) const {
+      return whole(began) || names_under_way > 0 || names_touched > began;
+    }
+    bool idle() const { return under_way == 0 && names_under_way == 0; }
   };
   struct Recheck {  // of look_again()
     bool deep = false;
@@ -209,6 +216,8 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   void walk_ended(const WalkPtr& one, int error, wire::ByteView payload);
   void apply(Walk& one, const std::vector<wire::TreeBlock>& blocks);
   bool frozen(NodeIndex node, std::uint64_t began) EXCLUDES(ops_mu);
+  bool frozen_whole(NodeIndex node, std::uint64_t began) EXCLUDES(ops_mu);
+  bool name_frozen(std::uint64_t began, const wire::NodeId& dir, std::string_view name) EXCLUDES(ops_mu);
   void walk_begins(Walk& one) EXCLUDES(ops_mu);
   void walk_is_over(const Walk& one) EXCLUDES(ops_mu);
 
@@ -258,6 +267,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   void apply_lost(const wire::Lost& lost);
   std::uint64_t told_key(const wire::NodeId& dir, std::string_view name) const;
   void told_name(const wire::NodeId& dir, std::string_view name) EXCLUDES(ops_mu);
+  void told_key_locked(std::uint64_t key) REQUIRES(ops_mu);
   void told_listing(const wire::NodeId& dir) EXCLUDES(ops_mu);
   void told_lost(NodeIndex top, bool recursive) EXCLUDES(ops_mu);
   bool told_since(std::uint64_t began, const wire::NodeId& dir, std::string_view name) EXCLUDES(ops_mu);
@@ -270,7 +280,12 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   void recheck_all(const std::set<NodeIndex>& dirs) EXCLUDES(mu);
   void recheck_step();
   void rechecked(NodeIndex dir, int error, const std::set<NodeIndex>& skipped) EXCLUDES(mu);
-  void barrier(const CompletionPtr& whose, Deadline deadline);
+  struct Passed {  // an agent's barrier that was passed already
+    std::uint64_t instance = 0;
+    std::uint64_t seq = 0;
+  };
+  void barrier(const CompletionPtr& whose, Deadline deadline, Passed passed);
+  void await_events(const std::shared_ptr<Barriers>& all);
   void barrier_answered(const std::shared_ptr<Barriers>& all, int error, wire::ByteView payload);
   void barrier_handled(const std::shared_ptr<Barriers>& all, int error);
   void barrier_rechecked(const CompletionPtr& whose);
@@ -318,7 +333,12 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   base::Mutex ops_mu;  // rank: leaf, taken under the tree's lock
   std::uint64_t op_epoch GUARDED_BY(ops_mu) = 1;
   std::unordered_map<NodeIndex, Operations> operations GUARDED_BY(ops_mu);
-  std::set<std::uint64_t> running_walks GUARDED_BY(ops_mu);  // and questions
+  struct Changing {
+    std::uint32_t operations = 0;
+    bool passed_over = false;  // by a walk
+  };
+  std::unordered_map<std::uint64_t, Changing> names_changing GUARDED_BY(ops_mu);  // by told_key()
+  std::set<std::uint64_t> running_walks GUARDED_BY(ops_mu);                       // and questions
   ToldLog told_log GUARDED_BY(ops_mu);
   const std::uint64_t told_salt;
   std::atomic<std::uint64_t> changed_states{0}, lost_told{0}, unknown_told{0};

@@ -225,6 +225,7 @@ void TreeStore::Impl::apply_state(const wire::NameState& state, Mirror& mirror, 
     if (there != kNoNode) mirror.unlink(dir, state.name, changes);
   } else {
     const bool was_alive = known != kNoNode && mirror.alive(known);
+    const bool was_listed = was_alive && mirror.listing(known) == Listing::kComplete;
     const auto was = mirror.attr(known);
     const bool older = was_alive && same_type(was, state.attr) && seems_older(was, state.attr);
     if (older) again.emplace_back(dir, false);
@@ -232,6 +233,8 @@ void TreeStore::Impl::apply_state(const wire::NameState& state, Mirror& mirror, 
         mirror.link(dir, state.name, older ? was : state.attr, older ? std::string() : state.target, changes);
     if (node == kNoNode) {
       again.emplace_back(dir, false);  // two directories changed places, and half of it is told
+    } else if (S_ISDIR(state.attr.mode) && (state.flags & wire::kNameFresh) != 0 && was_listed) {
+      again.emplace_back(node, false);  // we made it; what is known of it is shown meanwhile
     } else if (S_ISDIR(state.attr.mode) && (state.flags & wire::kNameFresh) != 0) {
       told_listing(id);
       mirror.begin_listing(node, changes);
@@ -292,7 +295,10 @@ std::uint64_t TreeStore::Impl::told_key(const wire::NodeId& dir, std::string_vie
 void TreeStore::Impl::told_name(const wire::NodeId& dir, std::string_view name) {
   const auto key = told_key(dir, name);
   base::MutexLock lock(ops_mu);
-  if (running_walks.empty()) return;
+  if (!running_walks.empty()) told_key_locked(key);
+}
+
+void TreeStore::Impl::told_key_locked(std::uint64_t key) {
   told_log.last = ++op_epoch;
   if (told_log.keys.size() >= kMaxTold) {
     told_log.keys.clear();
@@ -363,7 +369,7 @@ void TreeStore::Impl::questions_over(std::uint64_t id) {
   running_walks.erase(id);
   if (!running_walks.empty()) return;
   told_log = {};
-  std::erase_if(operations, [](const auto& entry) { return entry.second.under_way == 0; });
+  std::erase_if(operations, [](const auto& entry) { return entry.second.idle(); });
 }
 
 // ---- the public face
@@ -421,10 +427,13 @@ bool TreeStore::overtaken(const Question& question, NodeIndex node) const {
   return impl_->frozen(node, question.began_);
 }
 
-void TreeStore::barrier(Deadline deadline, Done done) {
+void TreeStore::barrier(Deadline deadline, Done done) { barrier(0, 0, deadline, std::move(done)); }
+
+void TreeStore::barrier(std::uint64_t instance, std::uint64_t seq, Deadline deadline, Done done) {
   const auto whose = impl_->completion(std::move(done), deadline);
-  const bool asked = impl_->with_root(
-      [impl = impl_.get(), whose, deadline](std::uint32_t) { impl->barrier(whose, deadline); });
+  const bool asked = impl_->with_root([impl = impl_.get(), whose, deadline, instance, seq](std::uint32_t) {
+    impl->barrier(whose, deadline, {instance, seq});
+  });
   if (!asked) impl_->finish_soon(whose, EAGAIN);
 }
 

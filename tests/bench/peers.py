@@ -118,12 +118,47 @@ Host alone
         self.wan.client.run("fusermount3", "-u", point)
         wait_for(lambda: not mounts_below(point), "sshfs is unmounted")
 
+    def rsync(self, remote, target, *options):
+        self.wan.client.run("rsync", "-a", *options, "-e", f"ssh -F {self.path('config')}", f"peer:{remote}", target)
+
     def close(self):
         end_process(self.master)
         end_process(self.sshd)
         if self.made_run_dir:
             with contextlib.suppress(OSError):
                 os.rmdir("/run/sshd")
+
+
+class Rclone:
+    """`rclone mount` over SFTP with its defaults; a connection of its own each mount, which it makes by itself."""
+
+    def __init__(self, wan, ssh):
+        self.wan = wan
+        self.config = ssh.path("rclone.conf")
+        ssh.write("rclone.conf", f"""[peer]
+type = sftp
+host = {wan.server.address}
+port = {SSH_PORT}
+user = root
+key_file = {ssh.path("user")}
+known_hosts_file = {ssh.path("known_hosts")}
+""")
+        self.running = {}
+
+    def mount(self, remote, point, own_connection=True):  # it knows no other
+        assert own_connection
+        self.running[point] = self.wan.client.popen("rclone", "--config", self.config, "mount", "--read-only",
+                                                    f"peer:{remote}", point, stderr=subprocess.DEVNULL)
+        wait_for(lambda: mounts_below(point), "rclone has mounted")
+
+    def unmount(self, point):
+        self.wan.client.run("fusermount3", "-u", point)
+        wait_for(lambda: not mounts_below(point), "rclone is unmounted")
+        end_process(self.running.pop(point))
+
+    def close(self):
+        for process in self.running.values():
+            end_process(process)
 
 
 class Http:

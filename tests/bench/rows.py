@@ -12,7 +12,7 @@ import shutil
 import time
 
 import trees
-from peers import Http, Nearbox, Ssh, mounts_below
+from peers import Http, Nearbox, Rclone, Ssh, mounts_below
 from wan import BenchError
 
 # The same for all: name, type, mode, size and mtime of every entry.
@@ -28,7 +28,7 @@ class Context:
     def __init__(self, wan, home, cache, options):
         self.wan, self.home, self.cache, self.options = wan, home, cache, options
         self.stack = contextlib.ExitStack()
-        self._ssh = self._nearbox = None
+        self._ssh = self._nearbox = self._rclone = None
 
     def __enter__(self):
         return self
@@ -50,6 +50,11 @@ class Context:
     def ssh(self):
         self._ssh = self._ssh or self.opened(Ssh(self.wan, self.home))
         return self._ssh
+
+    @property
+    def rclone(self):
+        self._rclone = self._rclone or self.opened(Rclone(self.wan, self.ssh))
+        return self._rclone
 
     @property
     def nearbox(self):
@@ -121,7 +126,7 @@ class MountFind(Timed):
 
     def contenders(self, context):
         return [SshFind(context, self), NearboxFind(context, self, "warm"), NearboxFind(context, self, "attach"),
-                NearboxFind(context, self, "first"), SshfsFind(context, self)]
+                NearboxFind(context, self, "first"), SshfsFind(context, self), RcloneFind(context, self)]
 
 
 class SshFind(Contender):
@@ -166,6 +171,10 @@ class NearboxFind(Contender):
 
 class SshfsFind(Contender):
     name, label = "sshfs", "sshfs"
+    own_connection = False
+
+    def peer(self):
+        return self.context.ssh
 
     def prepare(self):
         self.parts = None
@@ -184,9 +193,9 @@ class SshfsFind(Contender):
                           "of directories and of entries; the time of the mount added as it is"}
 
     def sample(self, _number):
-        ssh, point = self.context.ssh, self.context.point("mnt-sshfs")
+        peer, point = self.peer(), self.context.point(f"mnt-{self.name}")
         start = time.monotonic()
-        ssh.mount(self.row.root, point)
+        peer.mount(self.row.root, point, self.own_connection)
         mounted = time.monotonic()
         try:
             where = [os.path.join(point, p) for p in self.parts] if self.parts else [point]
@@ -194,9 +203,17 @@ class SshfsFind(Contender):
             count_lines(self.context, ["find", *where, "-printf", FIND_FORMAT], expected, self.name)
             end = time.monotonic()
         finally:
-            ssh.unmount(point)
+            peer.unmount(point)
         factor = self.extra["scaled"]["factor"] if self.parts else 1
         return {"seconds": mounted - start + (end - mounted) * factor, "mount": mounted - start, "find": end - mounted}
+
+
+class RcloneFind(SshfsFind):
+    name, label = "rclone", "rclone mount, own connection"
+    own_connection = True
+
+    def peer(self):
+        return self.context.rclone
 
 
 # ---- bytes of one large file
@@ -219,7 +236,8 @@ class BigRead(Timed):
         self.tree = {"name": "big", "files": len(self.names), "bytes_each": self.bytes}
 
     def contenders(self, context):
-        return [Curl(context, self), NearboxRead(context, self), SshfsRead(context, self)]
+        return [Curl(context, self), NearboxRead(context, self), SshfsRead(context, self), RcloneRead(context, self),
+                RsyncRead(context, self)]
 
 
 def read_whole(path, source, size):
@@ -280,9 +298,12 @@ class NearboxRead(Contender):
 class SshfsRead(Contender):
     name, label = "sshfs", "sshfs, own connection"
 
+    def peer(self):
+        return self.context.ssh
+
     def prepare(self):
-        self.point = self.context.point("mnt-sshfs")
-        self.context.ssh.mount(self.row.root, self.point, own_connection=True)
+        self.point = self.context.point(f"mnt-{self.name}")
+        self.peer().mount(self.row.root, self.point, True)
 
     def sample(self, number):
         name = self.row.names[number]
@@ -290,7 +311,30 @@ class SshfsRead(Contender):
 
     def finish(self):
         if mounts_below(self.point):
-            self.context.ssh.unmount(self.point)
+            self.peer().unmount(self.point)
+
+
+class RcloneRead(SshfsRead):
+    name, label = "rclone", "rclone mount, own connection"
+
+    def peer(self):
+        return self.context.rclone
+
+
+class RsyncRead(Contender):
+    name, label = "rsync", "rsync of the file to this disk, open ssh"
+
+    def sample(self, number):
+        target = self.context.point("rsynced")
+        name = self.row.names[number]
+        start = time.monotonic()
+        self.context.ssh.rsync(os.path.join(self.row.root, name), target)
+        seconds = time.monotonic() - start
+        path = os.path.join(target, name)
+        if os.path.getsize(path) != self.row.bytes:
+            raise BenchError("rsync: another size")
+        os.unlink(path)
+        return {"seconds": seconds}
 
 
 # ---- many small files
@@ -318,7 +362,8 @@ class Grep(Timed):
         self.tree = {"name": "+".join(GREP_PARTS), "files": files}
 
     def contenders(self, context):
-        return [TarGrep(context, self), NearboxGrep(context, self), SshfsGrep(context, self)]
+        return [TarGrep(context, self), NearboxGrep(context, self), SshfsGrep(context, self), RcloneGrep(context, self),
+                RsyncGrep(context, self)]
 
 
 def grep(context, root, parts):
@@ -362,8 +407,25 @@ class NearboxGrep(Contender):
         return {"seconds": seconds}
 
 
+class RsyncGrep(Contender):
+    name, label = "rsync", "rsync -az to this disk over open ssh, then grep"
+
+    def sample(self, _number):
+        target = self.context.point("rsynced")
+        start = time.monotonic()
+        for part in GREP_PARTS:
+            self.context.ssh.rsync(os.path.join(self.row.root, part), target, "-z")
+        middle = time.monotonic()
+        seconds, found = grep(self.context, target, GREP_PARTS)
+        if found != grep(self.context, self.row.root, GREP_PARTS)[1]:
+            raise BenchError("grep in the copy answers other than on the server")
+        shutil.rmtree(target)
+        return {"seconds": middle - start + seconds, "copy": middle - start}
+
+
 class SshfsGrep(Contender):
     name, label = "sshfs", "sshfs"
+    own_connection = False
     part = "rxjs/src/internal/scheduled"  # a few files: each costs round trips
 
     def prepare(self):
@@ -373,14 +435,25 @@ class SshfsGrep(Contender):
                                 "method": f"measured on the {files} files of {self.part} and scaled by the number of files"}
 
     def sample(self, _number):
-        ssh, point = self.context.ssh, self.context.point("mnt-sshfs")
-        ssh.mount(self.row.root, point)
+        peer, point = self.peer(), self.context.point(f"mnt-{self.name}")
+        peer.mount(self.row.root, point, self.own_connection)
         try:
             self.context.wan.client.run("find", os.path.join(point, self.part), "-printf", FIND_FORMAT)
             seconds, _ = grep(self.context, point, [self.part])
         finally:
-            ssh.unmount(point)
+            peer.unmount(point)
         return {"seconds": seconds * self.factor}
+
+    def peer(self):
+        return self.context.ssh
+
+
+class RcloneGrep(SshfsGrep):
+    name, label = "rclone", "rclone mount, own connection"
+    own_connection = True
+
+    def peer(self):
+        return self.context.rclone
 
 
 def remove_home(home):

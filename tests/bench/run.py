@@ -5,7 +5,7 @@
     tests/bench/run.py                                   all rows, 50 ms, 1 Gbit/s
     tests/bench/run.py --rows mount-find --tree synthetic-50k --link 150:100 --peer-subset 90
 
-Needs root, openssh-server, sshfs, curl, zstd, iproute2, and npm for the tree `app`. Contenders are
+Needs root, openssh-server, sshfs, rclone, rsync, curl, zstd, iproute2, and npm for the tree `app`. Contenders are
 interleaved: one sample of each a round. docs/benchmarks/ gets one JSON file a row and link.
 """
 import argparse
@@ -92,7 +92,7 @@ def machine():
 
 
 def tools():
-    programs = {"sshfs": ("sshfs", "--version"), "ssh": ("ssh", "-V"), "curl": ("curl", "--version"),
+    programs = {"sshfs": ("sshfs", "--version"), "rclone": ("rclone", "version"), "rsync": ("rsync", "--version"), "ssh": ("ssh", "-V"), "curl": ("curl", "--version"),
                 "zstd": ("zstd", "--version"), "find": ("find", "--version")}
     found = {name: version_of(*command) for name, command in programs.items()}
     if (BINARIES / "nearbox").exists():
@@ -166,7 +166,7 @@ def main():
     args = parse_args()
     end_by_signals()
     try:
-        for program in ("ip", "nsenter", "ssh", "sshfs", "curl", "zstd", "find"):
+        for program in ("ip", "nsenter", "ssh", "sshfs", "rclone", "rsync", "curl", "zstd", "find"):
             if not shutil.which(program):
                 raise BenchError(f"{program} is missing")
         if not args.no_build:

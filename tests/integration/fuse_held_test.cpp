@@ -75,6 +75,8 @@ TEST_F(MountTest, AnInterruptedChangeIsNotToldAsFailed) {
   // Killed after an interrupt: the kernel tells of the first signal only.
   const Faults faults("agent.hold_op held\n");
   Child stubborn({"sh", "-c", "trap : USR1; echo y >> " + mnt + "/held"});
+  // The write, not a lookup before it, which a signal may interrupt.
+  ASSERT_TRUE(eventually([&] { return world->ops->unacknowledged() >= 1; }));
   ASSERT_TRUE(eventually([&] { return session->stats().parked >= 1; }));
   stubborn.signal(SIGUSR1);
   EXPECT_FALSE(stubborn.wait(300ms));

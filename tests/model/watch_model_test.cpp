@@ -334,6 +334,7 @@ class World {
     Op op;
     op.number = ++next_op_;
     op.dir = id_of(tree_.nodes.at(dir)), op.name = name_of(path), op.make = make_it;
+    next_name_ = op.name;
     if (!op_accepts(op.dir)) return;
     ops_.push_back(op);
   }
@@ -368,6 +369,7 @@ class World {
  public:
   std::function<bool(NodeId dir)> op_accepts = [](NodeId) { return false; };
   std::uint64_t next_op_ = 0;
+  std::string next_name_;
 
  private:
   test::FakeLink& link_;
@@ -387,7 +389,8 @@ class World {
 class WatchModel : public ::testing::Test {
  protected:
   struct Case {
-    explicit Case(std::uint64_t with) : link(with), tree(link), world(link, tree, with) {
+    explicit Case(std::uint64_t with)
+        : by_name(with % 2 == 0), link(with), tree(link), world(link, tree, with) {
       link.do_now([this] { tree.put("a", S_IFDIR | 0755); });
       store.attach(events);
       events.on_op_done([this](const wire::OpDone& done) { op_done(done); });
@@ -398,7 +401,7 @@ class WatchModel : public ::testing::Test {
         });
         if (node == kNoNode) return false;
         pending[world.next_op_] = node;
-        store.begin_operation(node);
+        by_name ? store.begin_operation(node, dir, world.next_name_) : store.begin_operation(node);
         return true;
       };
       events.start();
@@ -420,7 +423,11 @@ class WatchModel : public ::testing::Test {
           mirror.unlink(dir, op.name, changes);
         }
       });
-      store.end_operation(dir);
+      if (!by_name) {
+        store.end_operation(dir);
+      } else if (store.end_operation(dir, op.dir, op.name, done.error != 0) && done.error != 0) {
+        store.look_again(dir);
+      }
       store.write([&](Mirror& mirror, Changes&) { mirror.unpin(dir); });
     }
     bool wait(const std::shared_ptr<std::atomic<int>>& answer) {
@@ -470,12 +477,19 @@ class WatchModel : public ::testing::Test {
           }
         });
         more = !dirs.empty();
+        const auto pin = [&](void (Mirror::*change)(NodeIndex, std::uint64_t)) {  // numbers stay theirs
+          store.write([&](Mirror& m, Changes&) {
+            for (const auto dir : dirs) (m.*change)(dir, 1);
+          });
+        };
+        pin(&Mirror::pin);
         for (const auto dir : dirs) {
           auto known = std::make_shared<std::atomic<int>>(-1);
           store.want(dir, std::chrono::steady_clock::now() + 20s, into(known));
           ASSERT_TRUE(wait(known));
           ASSERT_TRUE(*known == 0 || *known == ENOENT) << *known;
         }
+        pin(&Mirror::unpin);
       }
     }
     void check() {
@@ -504,6 +518,7 @@ class WatchModel : public ::testing::Test {
       });
     }
 
+    const bool by_name;  // operations say which name they change
     base::Logger log{2, base::LogLevel::kOff};
     base::Timers timers;
     test::FakeLink link;

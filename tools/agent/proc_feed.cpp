@@ -28,40 +28,48 @@ void ProcTable::Impl::attach(const wire::ProcAttach& request, channel::Responder
   {
     base::MutexLock lock(mu_);
     const ProcPtr proc = find(request.proc);
+    auto attach = std::make_shared<Attach>(Attach{responder, request.offset, request.settle});
     if (closing_) {
       error = ECANCELED;
-    } else if (!proc) {
-      error = ENOENT;
-    } else if (request.offset > proc->ring.end()) {
-      error = EINVAL;
     } else if (feeders_.size() >= kMaxAttaches) {
       error = EAGAIN;
-    } else {
-      error = add_feeder(proc, std::make_shared<Attach>(Attach{responder, request.offset}));
+    } else if (proc) {
+      error = check_attach(*proc, request.offset);
+    } else if (!request.early) {
+      error = ENOENT;
     }
-    if (error == 0) {
-      // A note that confirmed this much may have been lost with its connection, and the ring would
-      // stay full for ever.
-      proc->ring.trim(request.offset);
-      if (proc->attaches.size() > kMaxAttachesEach && !proc->attaches.front()->over) {
-        oldest = proc->attaches.front();
-        oldest->over = true;
-        proc->changed.notify_all();
-      }
-    }
+    if (error == 0) error = add_feeder(proc, request.proc, attach);
+    if (error == 0 && proc) oldest = join_proc(*proc, attach);
   }
   if (oldest) oldest->responder->end(ECANCELED);
   if (error != 0) responder->end(error);
   wake();
 }
 
-int ProcTable::Impl::add_feeder(const ProcPtr& proc, const std::shared_ptr<Attach>& attach) {
+int ProcTable::Impl::check_attach(const Proc& proc, std::uint64_t offset) const {
+  return offset > proc.ring.end() ? EINVAL : 0;
+}
+
+// Returns an attach that gives way to it; the caller ends its call.
+std::shared_ptr<Attach> ProcTable::Impl::join_proc(Proc& proc, const std::shared_ptr<Attach>& attach) {
+  proc.attaches.push_back(attach);
+  // A note that confirmed this much may have been lost with its connection, and the ring would stay
+  // full for ever.
+  proc.ring.trim(attach->position);
+  if (proc.attaches.size() <= kMaxAttachesEach || proc.attaches.front()->over) return nullptr;
+  proc.attaches.front()->over = true;
+  proc.changed.notify_all();
+  return proc.attaches.front();
+}
+
+int ProcTable::Impl::add_feeder(ProcPtr proc, std::uint64_t number, const std::shared_ptr<Attach>& attach) {
   Feeder& feeder = feeders_.emplace_back();
   feeder.attach = attach;
   try {
-    feeder.thread = std::jthread([this, proc, attach, &feeder]() noexcept {
+    feeder.thread = std::jthread([this, proc = std::move(proc), number, attach, &feeder]() noexcept {
       pthread_setname_np(pthread_self(), "proc-feed");
-      feed(*proc, *attach);
+      const auto found = proc ? proc : await_start(number, attach);
+      if (found) feed(*found, *attach);
       feeder.done = true;
       wake();  // the poll thread joins us
     });
@@ -69,8 +77,36 @@ int ProcTable::Impl::add_feeder(const ProcPtr& proc, const std::shared_ptr<Attac
     feeders_.pop_back();
     return EAGAIN;
   }
-  proc->attaches.push_back(attach);
   return 0;
+}
+
+// The process, joined; or none, and the call is ended.
+ProcPtr ProcTable::Impl::await_start(std::uint64_t number, const std::shared_ptr<Attach>& attach) noexcept {
+  const auto deadline = Clock::now() + kEarlyWait;
+  int error = 0;
+  std::shared_ptr<Attach> oldest;
+  ProcPtr proc;
+  while (error == 0 && !proc) {
+    const bool cancelled = attach->responder->cancelled();
+    base::MutexLock lock(mu_);
+    proc = find(number);
+    if (attach->over) return nullptr;  // who said so ends the call
+    if (cancelled) {
+      error = ECANCELED;
+    } else if (proc) {
+      error = check_attach(*proc, attach->position);
+      if (error == 0) oldest = join_proc(*proc, attach);
+    } else if (Clock::now() >= deadline) {
+      error = ENOENT;
+    } else {
+      (void)arrived_.wait_until(mu_, std::min(deadline, Clock::now() + kFeedTick));
+    }
+    if (error != 0) attach->over = true;
+  }
+  if (oldest) oldest->responder->end(ECANCELED);
+  if (error == 0) return proc;
+  attach->responder->end(error);
+  return nullptr;
 }
 
 void ProcTable::Impl::feed(Proc& proc, Attach& attach) noexcept {
@@ -79,6 +115,7 @@ void ProcTable::Impl::feed(Proc& proc, Attach& attach) noexcept {
   while (fed == Fed::kMore) {
     batch.clear();
     fed = next_batch(proc, attach, batch);
+    if (fed == Fed::kLast) put_exit(proc, attach, batch);
     if (batch.empty()) {
       if (attach.responder->cancelled()) fed = Fed::kOver;
     } else if (!attach.responder->send(batch)) {
@@ -96,14 +133,23 @@ ProcTable::Impl::Fed ProcTable::Impl::next_batch(Proc& proc, Attach& attach, wir
   if (idle()) proc.changed.wait_until(mu_, Clock::now() + kFeedTick);
   if (attach.over || proc.failed) return Fed::kOver;
   fill_batch(proc, attach, batch);
-  if (!proc.final || attach.position != proc.ring.end()) return Fed::kMore;
+  return !proc.final || attach.position != proc.ring.end() ? Fed::kMore : Fed::kLast;
+}
+
+// Nothing of a process that has ended changes any more.
+void ProcTable::Impl::put_exit(const Proc& proc, const Attach& attach, wire::Bytes& batch) {
+  const auto settled = attach.settle && options_.settle ? options_.settle() : Settled{};
   wire::ProcOutput exit;
   exit.stream = wire::ProcStream::kExit;
-  exit.offset = proc.ring.end();
-  exit.code = proc.code;
-  exit.signal = proc.signal;
+  exit.instance = settled.instance;
+  exit.seq = settled.seq;
+  {
+    base::MutexLock lock(mu_);
+    exit.offset = proc.ring.end();
+    exit.code = proc.code;
+    exit.signal = proc.signal;
+  }
   put_record(batch, exit);
-  return Fed::kLast;
 }
 
 void ProcTable::Impl::fill_batch(Proc& proc, Attach& attach, wire::Bytes& batch) {
@@ -162,6 +208,7 @@ void ProcTable::Impl::end_feeders() {
       if (!std::exchange(feeder.attach->over, true)) attaches.push_back(feeder.attach);
     }
     for (const auto& [number, proc] : procs_) proc->changed.notify_all();
+    arrived_.notify_all();
   }
   for (const auto& attach : attaches) attach->responder->end(ECANCELED);  // wakes a blocked send()
   base::MutexLock lock(mu_);

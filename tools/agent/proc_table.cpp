@@ -122,6 +122,7 @@ base::Result<ProcPtr> ProcTable::Impl::reserve(const wire::ProcStart& request, b
   proc->flags = request.flags;
   proc->command = command_text(request.argv);
   procs_.emplace(request.proc, proc);
+  arrived_.notify_all();
   fresh = true;
   return proc;
 }

@@ -35,6 +35,11 @@ namespace nearbox::agent {
 class ProcTable {
  public:
   using ExitFn = std::function<void(const wire::ProcExit&)>;
+  // What an exit record says of the events before it.
+  struct Settled {
+    std::uint64_t instance = 0;
+    std::uint64_t seq = 0;  // 0: not known
+  };
   struct Options {
     std::uint32_t default_ring_bytes = 1024 * 1024;
     std::uint32_t attach_grace_ms = 120'000;
@@ -43,6 +48,8 @@ class ProcTable {
                                           // before it raised its own; 0: as the agent has now
     std::shared_ptr<StartMarkers> start_marks;  // of all sessions; none: nothing is marked
     std::string child_cgroup_procs;  // cgroup.procs that commands enter, the one the agent left; "": none
+    // A barrier, before an exit is told to who asked for it. On a feeder's thread; takes 2 s at most.
+    std::function<Settled()> settle;
   };
   ProcTable(const Options& options, ExitFn on_exit, base::Logger& log);
   ~ProcTable();  // foreground groups get HUP, after 2 s KILL; background ones stay
@@ -54,8 +61,8 @@ class ProcTable {
   base::Result<wire::ProcReply> start(const wire::ProcStart& request);
   // Streams output from the offset until exit and end of output; never blocks the caller: the table
   // feeds the responder from a thread of its own. What lies before the offset counts as consumed.
-  // Ends with ENOENT unknown, EINVAL offset past the end, EAGAIN limit, ECANCELED one attach too
-  // many (attach again) or the table's end.
+  // An early one waits there for its start. Ends with ENOENT unknown, EINVAL offset past the end, EAGAIN
+  // limit, ECANCELED one attach too many (attach again) or the table's end.
   void attach(const wire::ProcAttach& request, channel::ResponderPtr responder);
   // Answers when the bytes are in the pipe (EPIPE: the process closed stdin or has none; ENOENT
   // unknown; EAGAIN too many calls wait). `accepted` may lie before the end of what was sent, when

@@ -34,12 +34,13 @@ inline constexpr std::size_t kMaxAttaches = 512;                       // feeder
 inline constexpr std::size_t kMaxAttachesEach = 4;  // of a process; one more ends the oldest
 inline constexpr std::size_t kMaxLeftovers = 256;   // descriptors that others hold after an exit
 inline constexpr std::size_t kReadBytes = 64 * 1024;
-inline constexpr std::chrono::milliseconds kDrainTime{1000};   // for output after the exit
-inline constexpr std::chrono::milliseconds kHangupTime{2000};  // between HUP and KILL
-inline constexpr std::chrono::milliseconds kKillTime{1000};    // for KILL to work
-inline constexpr std::chrono::milliseconds kFeedTick{250};     // a feeder looks for a cancel
-inline constexpr std::chrono::milliseconds kNoPidfdTick{20};   // exits are asked for, without pidfds
-inline constexpr std::chrono::milliseconds kPtyRetry{50};      // a terminal that nobody has open
+inline constexpr std::chrono::milliseconds kDrainTime{1000};    // for output after the exit
+inline constexpr std::chrono::milliseconds kHangupTime{2000};   // between HUP and KILL
+inline constexpr std::chrono::milliseconds kKillTime{1000};     // for KILL to work
+inline constexpr std::chrono::milliseconds kFeedTick{250};      // a feeder looks for a cancel
+inline constexpr std::chrono::milliseconds kEarlyWait{30'000};  // an attach waits for its start
+inline constexpr std::chrono::milliseconds kNoPidfdTick{20};    // exits are asked for, without pidfds
+inline constexpr std::chrono::milliseconds kPtyRetry{50};       // a terminal that nobody has open
 inline constexpr std::chrono::milliseconds kIdleTick{10'000};
 inline constexpr std::chrono::milliseconds kStartWait{2 * kExecTimeoutMs};
 
@@ -54,6 +55,7 @@ struct Watched {
 struct Attach {
   channel::ResponderPtr responder;
   std::uint64_t position = 0;
+  bool settle = false;
   bool over = false;
 };
 
@@ -113,8 +115,12 @@ struct ProcTable::Impl {
 
   // proc_feed.cpp
   void attach(const wire::ProcAttach& request, channel::ResponderPtr responder) EXCLUDES(mu_);
-  int add_feeder(const ProcPtr& proc, const std::shared_ptr<Attach>& attach) REQUIRES(mu_);
+  int check_attach(const Proc& proc, std::uint64_t offset) const REQUIRES(mu_);
+  std::shared_ptr<Attach> join_proc(Proc& proc, const std::shared_ptr<Attach>& attach) REQUIRES(mu_);
+  int add_feeder(ProcPtr proc, std::uint64_t number, const std::shared_ptr<Attach>& attach) REQUIRES(mu_);
+  ProcPtr await_start(std::uint64_t number, const std::shared_ptr<Attach>& attach) noexcept EXCLUDES(mu_);
   void feed(Proc& proc, Attach& attach) noexcept EXCLUDES(mu_);
+  void put_exit(const Proc& proc, const Attach& attach, wire::Bytes& batch) EXCLUDES(mu_);
   enum class Fed { kMore, kLast, kOver };
   Fed next_batch(Proc& proc, Attach& attach, wire::Bytes& batch) EXCLUDES(mu_);
   void fill_batch(Proc& proc, Attach& attach, wire::Bytes& batch) REQUIRES(mu_);
@@ -155,6 +161,7 @@ struct ProcTable::Impl {
   bool connected_ GUARDED_BY(mu_) = true;
   bool closing_ GUARDED_BY(mu_) = false;
   base::CondVar some_exit_;  // for hang_up()
+  base::CondVar arrived_;    // a process, for await_start()
   struct Feeder {
     std::atomic<bool> done{false};
     std::shared_ptr<Attach> attach;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdlib>
+#include <thread>
 
 #include "client/base/fault.h"
 #include "tools/agent/fs_path.h"
@@ -14,6 +15,7 @@ namespace {
 
 constexpr std::size_t kEventChunk = 256 * 1024;
 constexpr std::chrono::milliseconds kCancelLook{250};  // how soon a pump sees that its call is over
+constexpr std::chrono::seconds kSettleWait{2};         // then the client asks for a barrier itself
 
 std::string below(const Root& root, const std::string& path) {
   return root.path == "/" ? "/" + path : root.path + "/" + path;
@@ -33,7 +35,11 @@ Session::Session(const wire::SessionId& id, std::uint64_t instance, const Identi
       log_(log),
       watcher_(watcher),
       procs_(std::make_unique<ProcTable>(
-          procs,
+          [&] {
+            auto own = procs;
+            own.settle = [this] { return settled(); };
+            return own;
+          }(),
           [this](const wire::ProcExit& exit) { record(wire::EventKind::kProcExit, wire::encode(exit)); },
           log)),
       op_context_{who_, roots, orphans},
@@ -132,6 +138,9 @@ void Session::run_op(const wire::Op& op) {
   if (tells) watcher_.op_applied(this, change);
   if (poisoned()) return;
   if (base::fault::active("agent.crash_after_apply", op.path)) std::abort();
+  if (op.op_id % 8 == 0 && base::fault::active("agent.late_done", op.path)) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(op.op_id % 27));
+  }
   if (!tells) return record(wire::EventKind::kOpDone, wire::encode(done));
   bool recorded = false;
   auto body = wire::encode(done);
@@ -163,6 +172,12 @@ base::Result<wire::WatchReply> Session::watch(const wire::Watch& call) {
 
 base::Result<wire::BarrierReply> Session::barrier(const wire::Barrier& call) {
   return watcher_.barrier(this, call.root, Clock::now() + kWatchDeadline);
+}
+
+// Whoever runs a command waits for what is told by then.
+ProcTable::Settled Session::settled() {
+  const auto barrier = watcher_.barrier(this, 0, Clock::now() + kSettleWait);
+  return barrier ? ProcTable::Settled{instance_, barrier->seq} : ProcTable::Settled{};
 }
 
 base::Result<wire::RootReply> Session::open_root(const wire::RootOpen& call) {

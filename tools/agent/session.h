@@ -91,6 +91,7 @@ class Session {
   base::Result<wire::RootReply> open_root(const wire::RootOpen& call);
   base::Result<wire::WatchReply> watch(const wire::Watch& call);
   base::Result<wire::BarrierReply> barrier(const wire::Barrier& call);
+  ProcTable::Settled settled();  // a barrier for all that is watched
 
   bool busy();                    // operations to apply or processes that run
   bool has_background_process();  // one that outlives the session's grace

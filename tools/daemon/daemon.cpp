@@ -208,8 +208,8 @@ void Daemon::answer(ControlConnection& connection, const nlohmann::json& message
       return;
     }
     ExecSession session(engine_->link(), connection, engine_->name(), log_);
-    session.run(message, deadline, [this] {
-      if (const int error = engine_->settle(Clock::now() + kSettle); error != 0) {
+    session.run(message, deadline, [this](std::uint64_t instance, std::uint64_t seq) {
+      if (const int error = engine_->settle(instance, seq, Clock::now() + kSettle); error != 0) {
         log_.warn("event=not_settled errno=" + std::to_string(error));
       }
     });

@@ -138,7 +138,7 @@ struct Engine::Impl {
   base::Result<bool> unmount(const std::string& mountpoint, Deadline deadline);
   void record() REQUIRES(mu);
   void schedule_rescan();
-  int barrier(Deadline deadline);
+  int barrier(Deadline deadline, std::uint64_t instance = 0, std::uint64_t seq = 0);
   int drain(Deadline deadline);
   nlohmann::json status();
 
@@ -352,9 +352,9 @@ int Engine::Impl::drain(Deadline deadline) {
 }
 
 // What happened in the sandbox is in the mirror, and the kernel believes nothing else any more.
-int Engine::Impl::barrier(Deadline deadline) {
+int Engine::Impl::barrier(Deadline deadline, std::uint64_t instance, std::uint64_t seq) {
   const Waiter passed;
-  tree.barrier(deadline, passed.completion());
+  tree.barrier(instance, seq, deadline, passed.completion());
   if (const int error = passed.wait(deadline); error != 0) return error;
   std::vector<std::shared_ptr<fs::MountSession>> sessions;
   {
@@ -495,7 +495,9 @@ base::Result<void> Engine::flush(Deadline deadline) {
   return {};
 }
 
-int Engine::settle(Deadline deadline) { return mounts() > 0 ? impl_->barrier(deadline) : 0; }
+int Engine::settle(std::uint64_t instance, std::uint64_t seq, Deadline deadline) {
+  return mounts() > 0 ? impl_->barrier(deadline, instance, seq) : 0;
+}
 
 int Engine::drain(Deadline deadline) { return impl_->drain(deadline); }
 

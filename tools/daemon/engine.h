@@ -46,8 +46,8 @@ class Engine {
   // Waits until every operation was acknowledged, and for the barrier of settle().
   base::Result<void> flush(Deadline deadline);
   // What changed in the sandbox before is visible in the mounts when it returns 0; nothing to do without
-  // mounts. Else an errno: the mounts are told, or ask, later.
-  int settle(Deadline deadline);
+  // mounts. Else an errno: the mounts are told, or ask, later. `instance`, `seq`: as TreeStore::barrier.
+  int settle(std::uint64_t instance, std::uint64_t seq, Deadline deadline);
   // What local programs did before is done in the sandbox when it returns 0.
   int drain(Deadline deadline);
   nlohmann::json status() const;

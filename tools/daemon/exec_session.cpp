@@ -92,6 +92,8 @@ struct ExecSession::Impl {
   int input_error GUARDED_BY(mu) = 0;               // the client is to be told
   std::size_t notices GUARDED_BY(mu) = 0;           // under way
 
+  api::CallToken attach_to(const std::shared_ptr<Impl>& self, bool early) EXCLUDES(mu);
+  bool attach_went_first() EXCLUDES(mu);
   void take_chunk(wire::ByteView bytes) EXCLUDES(mu);
   void take_records_locked() REQUIRES(mu);
   void pump(const SettleFn& settle) noexcept;
@@ -129,7 +131,7 @@ class AttachSink : public api::CallSink {
     impl_->partial.clear();
     impl_->cv.notify_all();
     const auto from = base::fault::active("daemon.no_output_offset") ? 0 : impl_->received;
-    return wire::encode(wire::ProcAttach{impl_->proc, from});
+    return wire::encode(wire::ProcAttach{impl_->proc, from, true, true});
   }
 
  private:
@@ -179,6 +181,33 @@ std::string input_ended(int error) {
 ExecSession::ExecSession(api::AgentLink& link, ControlConnection& client, std::string name, base::Logger& log)
     : impl_(std::make_shared<Impl>(link, client, std::move(name), log)) {}
 ExecSession::~ExecSession() = default;
+
+bool ExecSession::Impl::attach_went_first() {
+  base::MutexLock lock(mu);
+  if (!ended || exited || broken || end_error != ECONNRESET || received != 0) return false;
+  ended = false;
+  end_error = 0;
+  return true;
+}
+
+api::CallToken ExecSession::Impl::attach_to(const std::shared_ptr<Impl>& self, bool early) {
+  api::CallOptions options;
+  options.no_deadline = true;
+  options.lane = api::Lane::kBulk;
+  options.credit = kWindow;
+  options.manual_credit = true;
+  const auto token =
+      link.call(wire::Method::kProcAttach, wire::encode(wire::ProcAttach{proc, 0, early, true}),
+                std::make_unique<AttachSink<Impl>>(self), options);
+  bool bad = false;
+  {
+    base::MutexLock lock(mu);
+    attach = token;
+    bad = broken;
+  }
+  if (bad) link.cancel(token);
+  return token;
+}
 
 void ExecSession::Impl::take_chunk(wire::ByteView bytes) {
   api::CallToken bad = 0;
@@ -289,7 +318,7 @@ void ExecSession::Impl::tell_end(const SettleFn& settle) {
   }
   if (ok) {
     link.note(wire::Method::kProcForget, wire::encode(wire::ProcForget{proc}));
-    settle();
+    settle(exit.instance, exit.seq);
     (void)client.write_json({{"exit", {{"code", exit.code}, {"signal", exit.signal}}}}, Clock::now() + 30s);
   } else {
     // ECONNRESET: the link does not send the attach to another agent than the one that had it.
@@ -462,8 +491,12 @@ void ExecSession::run(const nlohmann::json& request, Deadline deadline, const Se
     (void)impl.client.write_json({{"error", error_object(error)}}, Clock::now() + 5s);
     return;
   }
+  // Asked for before the answer of the start, which costs a round trip less.
+  const bool background = (start.flags & wire::kProcBackground) != 0;
+  auto attach = background ? 0 : impl.attach_to(impl_, true);
   auto started =
       sync_call<wire::ProcReply>(impl.link, wire::Method::kProcStart, start, deadline, Resend::kYes);
+  if (!started && attach != 0) impl.link.cancel(attach);
   if (!started && started.error().as_errno() == ETIMEDOUT) {
     // What the client is told has failed must not run behind its back.
     impl.notify(impl_, wire::Method::kProcSignal, wire::encode(wire::ProcSignal{start.proc, SIGKILL, true}));
@@ -483,24 +516,11 @@ void ExecSession::run(const nlohmann::json& request, Deadline deadline, const Se
         Clock::now() + 5s);
     return;
   }
+  // An agent that died before it started the command took the attach along; another one has started it.
+  if (impl.attach_went_first()) attach = impl.attach_to(impl_, false);
   (void)impl.client.write_json({{"started", {{"pid", started->pid}, {"proc", std::to_string(start.proc)}}}},
                                Clock::now() + 5s);
-  if ((start.flags & wire::kProcBackground) != 0) return;
-
-  api::CallOptions options;
-  options.no_deadline = true;
-  options.lane = api::Lane::kBulk;
-  options.credit = kWindow;
-  options.manual_credit = true;
-  const auto attach = impl.link.call(wire::Method::kProcAttach, wire::encode(wire::ProcAttach{start.proc, 0}),
-                                     std::make_unique<AttachSink<Impl>>(impl_), options);
-  bool broken = false;
-  {
-    base::MutexLock lock(impl.mu);
-    impl.attach = attach;
-    broken = impl.broken;
-  }
-  if (broken) impl.link.cancel(attach);
+  if (background) return;
   std::jthread writer([&impl, &settle] { impl.pump(settle); });
 
   bool over = false;

@@ -24,8 +24,9 @@ namespace nearbox::daemon {
 // When the client goes before the command ended, a foreground command gets HUP, and KILL 5 s later.
 class ExecSession {
  public:
-  // Before the exit status is told: what the command changed shall be visible (a rescan).
-  using SettleFn = std::function<void()>;
+  // Before the exit status is told: what the command changed shall be visible. The agent has told it by
+  // this event of its instance; 0: it does not say.
+  using SettleFn = std::function<void(std::uint64_t instance, std::uint64_t seq)>;
 
   // `name`: of the sandbox, for errors.
   ExecSession(api::AgentLink& link, ControlConnection& client, std::string name, base::Logger& log);

@@ -2,10 +2,13 @@
 #include "tools/sandbox_server/control.h"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
+#include <cstdint>
 
 #include <nlohmann/json.hpp>
 
+#include "tools/sandbox_server/control_spec.h"
 #include "tools/sandbox_server/envd.h"
 #include "tools/sandbox_server/text.h"
 
@@ -14,16 +17,10 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::chrono::seconds kDefaultV1{15};
-constexpr std::chrono::seconds kDefaultV2{300};
-constexpr std::size_t kMaxMapEntries = 1024;
 constexpr std::size_t kMaxPage = 100;
-
-// An answer that is no success; thrown within this file alone, caught in ControlPlane::serve().
-struct ApiError {
-  int status;
-  std::string message;
-};
+constexpr std::size_t kMaxMetricIds = 100;
+// How long a body may take. Source: e2b-dev/infra 54693ff, packages/api/main.go.
+constexpr std::chrono::seconds kBodyTimeout{10};
 
 std::int64_t nanoseconds_of(WallClock::time_point time) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count();
@@ -79,81 +76,48 @@ json detail(const Sandbox& sandbox, const Sandbox::Snapshot& now) {
   out["domain"] = nullptr;
   out["allowInternetAccess"] = spec.internet ? json(*spec.internet) : json(nullptr);
   out["network"] = {{"allowPublicTraffic", spec.public_traffic}};
+  if (!spec.mask_host.empty()) out["network"]["maskRequestHost"] = spec.mask_host;
   out["lifecycle"] = {{"autoResume", spec.auto_resume}, {"onTimeout", spec.auto_pause ? "pause" : "kill"}};
   return out;
 }
 
-std::chrono::seconds timeout_of(const json& body, const char* key, std::chrono::seconds other,
-                                std::int64_t least) {
-  const auto found = body.find(key);
-  if (found == body.end() || found->is_null()) return other;
-  if (!found->is_number_integer())
-    throw ApiError{400, std::string("validation error: ") + key + " must be an integer"};
-  const auto value = found->get<std::int64_t>();
-  if (value < least) throw ApiError{400, std::string("validation error: ") + key + " is too small"};
-  return std::chrono::seconds(value);
+json metric_json(const Usage& usage) {
+  return {{"timestamp", time_text(usage.time)}, {"timestampUnix", nanoseconds_of(usage.time) / 1'000'000'000},
+          {"cpuCount", usage.cpu_count},        {"cpuUsedPct", usage.cpu_used_pct},
+          {"memUsed", usage.mem_used},          {"memTotal", usage.mem_total},
+          {"memCache", usage.mem_cache},        {"diskUsed", usage.disk_used},
+          {"diskTotal", usage.disk_total}};
 }
 
-std::map<std::string, std::string> text_map(const json& body, const char* key) {
-  const auto found = body.find(key);
-  if (found == body.end() || found->is_null()) return {};
-  auto out = found->get<std::map<std::string, std::string>>();
-  if (out.size() > kMaxMapEntries)
-    throw ApiError{400, std::string("validation error: too many entries in ") + key};
-  return out;
+// What other parts of E2B's API begin with; none of them is here.
+bool elsewhere(const std::string& first) {
+  static constexpr std::array<std::string_view, 9> kParts{"templates", "volumes",       "volumecontent",
+                                                          "secrets",   "teams",         "nodes",
+                                                          "api-keys",  "access-tokens", "events"};
+  return std::find(kParts.begin(), kParts.end(), first) != kParts.end();
 }
 
-// Fresh directories that a workspace asks for, as metadata "nearbox.bind": a JSON list of paths.
-std::vector<std::string> binds_of(const std::map<std::string, std::string>& metadata) {
-  const auto found = metadata.find("nearbox.bind");
-  if (found == metadata.end()) return {};
-  const auto list = json::parse(found->second);
-  auto out = list.get<std::vector<std::string>>();
-  if (out.size() > kMaxBinds) throw ApiError{400, "validation error: too many paths in nearbox.bind"};
-  for (const auto& path : out) {
-    if (!valid_bind_path(path)) throw ApiError{400, "validation error: nearbox.bind cannot be " + path};
-  }
-  return out;
+bool generation(const std::string& part) {
+  return part.size() == 2 && part[0] == 'v' && part[1] >= '2' && part[1] <= '9';
 }
 
-SandboxSpec spec_of(const json& body, bool second_generation) {
-  SandboxSpec spec;
-  spec.template_id = body.at("templateID").get<std::string>();
-  constexpr std::size_t kMaxTemplate = 256;
-  if (spec.template_id.empty() || spec.template_id.size() > kMaxTemplate) {
-    throw ApiError{400, "validation error: templateID"};
+// The status of a sandbox that could not be started.
+int status_of(const base::Error& error) {
+  switch (error.as_errno()) {
+    case EAGAIN:
+      return 429;
+    case ECANCELED:
+      return 503;
+    case EALREADY:
+      return 409;
+    case ESRCH:
+      return 404;
+    case ENOSPC:
+    case EDQUOT:
+      return 507;
+    default:
+      return 500;
   }
-  spec.timeout = timeout_of(body, "timeout", second_generation ? kDefaultV2 : kDefaultV1, 1);
-  if (spec.timeout > kMaxLifetime) {
-    throw ApiError{
-        400, "Timeout cannot be greater than " + std::to_string(kMaxLifetime.count() / 3600) + " hours"};
-  }
-  spec.metadata = text_map(body, "metadata");
-  spec.envs = text_map(body, "envVars");
-  for (const auto& [name, value] : spec.envs) {
-    const bool bad = name.empty() || name.find('=') != std::string::npos ||
-                     name.find('\0') != std::string::npos || value.find('\0') != std::string::npos;
-    if (bad) throw ApiError{400, "validation error: envVars"};
-  }
-  spec.binds = binds_of(spec.metadata);
-  spec.auto_pause = body.value("autoPause", false);
-  if (const auto resume = body.find("autoResume"); resume != body.end() && resume->is_object()) {
-    spec.auto_resume = resume->value("enabled", false);
-  }
-  spec.secure = second_generation || body.value("secure", false);
-  if (const auto network = body.find("network"); network != body.end() && network->is_object()) {
-    spec.public_traffic = network->value("allowPublicTraffic", true);
-  }
-  if (!spec.public_traffic && !spec.secure) throw ApiError{400, "allowPublicTraffic=false requires secure"};
-  if (const auto internet = body.find("allow_internet_access");
-      internet != body.end() && internet->is_boolean()) {
-    spec.internet = internet->get<bool>();
-  }
-  if (const auto mounts = body.find("volumeMounts");
-      mounts != body.end() && mounts->is_array() && !mounts->empty()) {
-    throw ApiError{400, "this server has no volumes"};
-  }
-  return spec;
 }
 
 struct ListedItem {
@@ -177,16 +141,21 @@ class ControlCall {
       rest = slash == std::string_view::npos ? std::string_view() : rest.substr(slash);
     }
     bool v2 = false;
-    if (!parts.empty() && parts[0] == "v2") {
+    if (!parts.empty() && generation(parts[0])) {
       v2 = true;
       parts.erase(parts.begin());
     }
-    if (parts.size() == 1 && parts[0] == "snapshots" && head_.method == "GET")
-      return reply_json(exchange_, 200, json::array());
-    if (parts.empty() || parts[0] != "sandboxes") throw ApiError{404, "no such route"};
+    if (parts.empty()) throw ApiError{404, "no such route"};
+    if (parts[0] == "snapshots") return snapshots(parts.size());
+    if (elsewhere(parts[0])) {
+      // To a client that deletes a snapshot: there is none of that name.
+      if (head_.method == "DELETE" && parts.size() == 2 && parts[1] != "tags")
+        throw ApiError{404, "\"" + parts[1] + "\" not found"};
+      throw ApiError{501, "this server does not implement " + parts[0]};
+    }
+    if (parts[0] != "sandboxes") throw ApiError{404, "no such route"};
     if (parts.size() == 1) return collection(v2);
-    if (parts.size() == 2 && parts[1] == "metrics")
-      return reply_json(exchange_, 200, {{"sandboxes", json::object()}});
+    if (parts.size() == 2 && parts[1] == "metrics") return all_metrics();
     const auto id = parts[1].substr(0, parts[1].find('-'));
     if (!valid_sandbox_id(id)) throw ApiError{400, "invalid sandbox ID"};
     if (parts.size() == 2) return item(id);
@@ -196,10 +165,17 @@ class ControlCall {
 
  private:
   json body(bool required) {
+    exchange_.stream().set_deadline(std::chrono::steady_clock::now() + kBodyTimeout);
     const auto text = exchange_.read_all(kMaxJsonBody);
-    if (!text)
-      throw ApiError{text.error().as_errno() == EMSGSIZE ? 413 : 400,
+    exchange_.stream().set_deadline(std::nullopt);
+    if (!text) {
+      const int err = text.error().as_errno();
+      exchange_.close_after();
+      throw ApiError{err == EMSGSIZE    ? 413
+                     : err == ETIMEDOUT ? 408
+                                        : 400,
                      "request body: " + text.error().message()};
+    }
     if (text->empty() && !required) return json::object();
     auto out = json::parse(*text, nullptr, false);
     if (out.is_null() && !required) return json::object();
@@ -223,13 +199,12 @@ class ControlCall {
 
   void create(bool v2) {
     auto spec = spec_of(body(true), v2);
-    if (spec.internet == false)
-      log_.warn("sandbox network is not restricted here allow_internet_access=false");
+    if (const auto key = head_.headers.get("Idempotency-Key"))
+      spec.idempotency_key = idempotency_key_of(*key);
     auto made = table_.create(std::move(spec));
     if (!made) {
-      const int err = made.error().as_errno();
       log_.error("sandbox create failed error=" + made.error().message());
-      throw ApiError{err == EAGAIN ? 429 : err == ECANCELED ? 503 : 500, made.error().message()};
+      throw ApiError{status_of(made.error()), made.error().message()};
     }
     log_.info("sandbox created id=" + (*made)->id());
     table_.wake();
@@ -267,7 +242,7 @@ class ControlCall {
       if (now.state == Sandbox::State::kEnded) continue;
       if (now.state == Sandbox::State::kRunning) ++total_running;
       if (!(now.state == Sandbox::State::kRunning ? running : paused)) continue;
-      if (!matches(*sandbox, filter) || (after_ms && nanoseconds_of(now.started) / 1'000'000 <= *after_ms))
+      if (!matches(*sandbox, filter) || (after_ms && nanoseconds_of(now.started) / 1'000'000 < *after_ms))
         continue;
       const auto wanted = value("template");
       if (!wanted.empty() && sandbox->spec().template_id != wanted) continue;
@@ -334,10 +309,7 @@ class ControlCall {
           exchange_, 200,
           v2 ? json{{"logs", json::array()}} : json{{"logs", json::array()}, {"logEntries", json::array()}});
     }
-    if (name == "metrics" && get) {
-      (void)need(id);
-      return reply_json(exchange_, 200, json::array());
-    }
+    if (name == "metrics" && get) return metrics(*need(id));
     if (name == "snapshots" || name == "fork" || name == "network") {
       (void)need(id);
       throw ApiError{501, "this server does not implement " + name};
@@ -349,6 +321,50 @@ class ControlCall {
     if (name == "connect") return connect(*need(id), v2);
     if (name == "resume") return resume(*need(id));
     throw ApiError{404, "no such route"};
+  }
+
+  void snapshots(std::size_t parts) {
+    if (parts != 1) throw ApiError{404, "no such route"};
+    if (head_.method != "GET") throw ApiError{405, "method not allowed"};
+    reply_json(exchange_, 200, json::array());
+  }
+
+  // Unix seconds of the query.
+  std::optional<std::int64_t> query_time(const std::map<std::string, std::string>& query, const char* key) {
+    const auto found = query.find(key);
+    if (found == query.end()) return std::nullopt;
+    const auto number = parse_number(found->second);
+    if (!number) throw ApiError{400, std::string("validation error: ") + key};
+    return static_cast<std::int64_t>(std::min<std::uint64_t>(*number, INT64_MAX));
+  }
+
+  void metrics(Sandbox& sandbox) {
+    const auto query = parse_query(head_.query);
+    const auto from = query_time(query, "start");
+    const auto to = query_time(query, "end");
+    auto out = json::array();
+    for (const auto& usage : sandbox.usage()) {
+      const auto seconds = nanoseconds_of(usage.time) / 1'000'000'000;
+      if ((!from || seconds >= *from) && (!to || seconds <= *to)) out.push_back(metric_json(usage));
+    }
+    reply_json(exchange_, 200, out);
+  }
+
+  void all_metrics() {
+    const auto query = parse_query(head_.query);
+    const auto found = query.find("sandbox_ids");
+    std::string_view rest(found == query.end() ? std::string_view() : found->second);
+    auto out = json::object();
+    for (std::size_t count = 0; !rest.empty(); ++count) {
+      if (count >= kMaxMetricIds) throw ApiError{400, "validation error: too many sandbox_ids"};
+      const auto comma = rest.find(',');
+      const auto sandbox = table_.find(rest.substr(0, comma));
+      const auto samples = sandbox ? sandbox->usage() : std::vector<Usage>();
+      if (!samples.empty()) out[sandbox->id()] = metric_json(samples.back());
+      if (comma == std::string_view::npos) break;
+      rest.remove_prefix(comma + 1);
+    }
+    reply_json(exchange_, 200, {{"sandboxes", std::move(out)}});
   }
 
   void set_timeout(Sandbox& sandbox) {
@@ -369,10 +385,10 @@ class ControlCall {
   }
 
   void pause(Sandbox& sandbox) {
-    (void)body(false);
+    const auto mode = body(false).value("memory", true) ? PauseMode::kMemory : PauseMode::kFilesOnly;
     if (sandbox.snapshot().state == Sandbox::State::kPaused) throw ApiError{409, "sandbox is already paused"};
-    if (auto done = sandbox.pause(); !done) {
-      if (done.error().as_errno() != ESRCH) throw ApiError{500, done.error().message()};
+    if (auto done = sandbox.pause(mode); !done) {
+      if (done.error().as_errno() != ESRCH) throw ApiError{status_of(done.error()), done.error().message()};
       const bool paused = sandbox.snapshot().state == Sandbox::State::kPaused;
       throw ApiError{paused ? 409 : 404, paused ? "sandbox is already paused" : "sandbox is not running"};
     }
@@ -380,23 +396,28 @@ class ControlCall {
     no_content();
   }
 
+  static ResumeMode resume_mode(const json& request) {
+    return request.value("memory", true) ? ResumeMode::kRestore : ResumeMode::kReboot;
+  }
+
   void connect(Sandbox& sandbox, bool v2) {
     const auto request = body(!v2);
     if (!v2 && !request.contains("timeout")) throw ApiError{400, "validation error: timeout is missing"};
     const auto timeout = timeout_of(request, "timeout", kDefaultV2, 0);
     if (timeout > kMaxLifetime) throw ApiError{400, "Timeout cannot be greater than 24 hours"};
-    const auto resumed = sandbox.resume(timeout);
-    if (!resumed) throw ApiError{resumed.error().as_errno() == ESRCH ? 404 : 500, resumed.error().message()};
+    const auto resumed = table_.resume(sandbox, timeout, resume_mode(request));
+    if (!resumed) throw ApiError{status_of(resumed.error()), resumed.error().message()};
     table_.wake();
     reply_json(exchange_, *resumed ? 201 : 200, created(sandbox));
   }
 
   void resume(Sandbox& sandbox) {
-    const auto timeout = timeout_of(body(false), "timeout", kDefaultV1, 1);
+    const auto request = body(false);
+    const auto timeout = timeout_of(request, "timeout", kDefaultV1, 1);
     if (sandbox.snapshot().state == Sandbox::State::kRunning)
       throw ApiError{409, "sandbox is already running"};
-    const auto resumed = sandbox.resume(std::min(timeout, kMaxLifetime));
-    if (!resumed) throw ApiError{404, resumed.error().message()};
+    const auto resumed = table_.resume(sandbox, std::min(timeout, kMaxLifetime), resume_mode(request));
+    if (!resumed) throw ApiError{status_of(resumed.error()), resumed.error().message()};
     table_.wake();
     reply_json(exchange_, 201, created(sandbox));
   }
@@ -472,6 +493,9 @@ std::map<std::string, std::string> decode_metadata_filter(std::string_view value
 void ControlPlane::serve(Exchange& exchange) {
   const auto& head = exchange.head();
   if (head.path == "/health" && head.method == "GET") return (void)exchange.reply(204, {}, "");
+  // Volumes have keys of their own, which nobody here could have given out.
+  if (head.path.rfind("/volumecontent/", 0) == 0)
+    return reply_error(exchange, 501, "this server does not implement volumes");
   const auto key = head.headers.get("X-API-Key");
   if (!key || !equal_constant_time(base::Secret(std::string(*key)), key_)) {
     return reply_error(exchange, 401, key ? "Invalid API key" : "API key is missing: send it as X-API-Key");

@@ -11,7 +11,6 @@
 namespace nearbox::sandbox_server {
 
 inline constexpr std::string_view kClientId = "6532622b";
-inline constexpr std::chrono::seconds kMaxLifetime{24 * 3600};
 
 // E2B's control plane: /sandboxes and its second generation.
 //

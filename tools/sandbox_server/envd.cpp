@@ -9,9 +9,11 @@
 #include <unistd.h>
 
 #include "client/base/secret.h"
+#include "tools/sandbox_server/envd_stream.h"
 #include "tools/sandbox_server/envelope.h"
 #include "tools/sandbox_server/processes.h"
 #include "tools/sandbox_server/text.h"
+#include "tools/sandbox_server/watch_table.h"
 
 namespace nearbox::sandbox_server {
 namespace {
@@ -98,7 +100,7 @@ json metrics() {
 class EnvdServer {
  public:
   EnvdServer(const InitConfig& config, base::Logger& log)
-      : context_{config, Users(config.mode, config.dir + "/home"), processes_, log} {}
+      : context_{config, Users(config.mode, config.dir + "/home"), processes_, watchers_, log} {}
 
   void serve(Exchange& exchange) noexcept {
     try {
@@ -171,14 +173,9 @@ class EnvdServer {
     if (stream || watch) {
       RpcReply refused;
       if (!user) refused = unknown_user(user_name);
-      if (watch)
-        refused = RpcReply::error("unimplemented", "watching directories is not implemented by this server");
+      if (refused.code.empty() && watch) return watch_stream(context_, exchange, *user);
       if (refused.code.empty()) return process_stream(context_, exchange, method, *user);
-      Headers headers;
-      headers.add("Content-Type", "application/connect+json");
-      if (exchange.start(200, std::move(headers), std::nullopt, {}))
-        (void)exchange.write(end_envelope(refused)).ok();
-      return (void)exchange.finish();
+      return end_stream(exchange, refused);
     }
     if (!user) return reply_rpc(exchange, unknown_user(user_name));
     unary(exchange, process, method, *user);
@@ -210,6 +207,7 @@ class EnvdServer {
   }
 
   ProcessTable processes_;
+  WatchTable watchers_;
   EnvdContext context_;
 };
 

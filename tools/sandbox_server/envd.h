@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -17,6 +18,7 @@
 namespace nearbox::sandbox_server {
 
 class ProcessTable;
+class WatchTable;
 
 inline constexpr std::string_view kEnvdVersion = "0.6.13";
 inline constexpr std::size_t kMaxEnvdConnections = 1024;
@@ -28,6 +30,7 @@ struct EnvdContext {
   InitConfig config;
   Users users;
   ProcessTable& processes;
+  WatchTable& watchers;
   base::Logger& log;
 };
 
@@ -57,10 +60,18 @@ void serve_file_upload(EnvdContext& context, Exchange& exchange, const User& def
 RpcReply filesystem_call(EnvdContext& context, const User& user, std::string_view method,
                          const nlohmann::json& request);
 
+// Its WatchDir, and the watchers that are asked for their events.
+void watch_stream(EnvdContext& context, Exchange& exchange, const User& user);
+RpcReply watcher_call(EnvdContext& context, const User& user, std::string_view method,
+                      const nlohmann::json& request);
+
+// A file or directory as EntryInfo; nothing when it is not there.
+std::optional<nlohmann::json> entry_of(const std::string& path, const IdNames& names);
+
 // process.Process's unary methods.
 RpcReply process_call(EnvdContext& context, Exchange& exchange, std::string_view method,
                       const nlohmann::json& request);
-// process.Process's Start, Connect and StreamInput. `unknown_user`: the named user does not exist.
+// process.Process's Start, Connect and StreamInput.
 void process_stream(EnvdContext& context, Exchange& exchange, std::string_view method, const User& user);
 
 // The end of a streaming reply: success, or an error.

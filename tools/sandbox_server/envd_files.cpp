@@ -11,6 +11,7 @@
 #include "client/base/unique_fd.h"
 #include "tools/sandbox_server/envd.h"
 #include "tools/sandbox_server/gunzip.h"
+#include "tools/sandbox_server/gzip.h"
 #include "tools/sandbox_server/multipart.h"
 #include "tools/sandbox_server/text.h"
 
@@ -80,6 +81,28 @@ void send_file(Exchange& exchange, int fd, std::uint64_t offset, std::uint64_t l
     length -= static_cast<std::uint64_t>(got);
   }
   (void)exchange.finish();
+}
+
+// A file compressed, without length or ranges. A read error ends the connection, so that nobody takes
+// the part for the whole.
+void send_gzip(Exchange& exchange, int fd, Headers headers) {
+  headers.set("Content-Type", "application/octet-stream");
+  headers.add("Content-Encoding", "gzip");
+  if (!exchange.start(200, std::move(headers), std::nullopt, {})) return;
+  Gzip gzip;
+  std::string chunk(kCopyChunk, '\0');
+  while (true) {
+    const auto got = ::read(fd, chunk.data(), chunk.size());
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) {
+      exchange.close_after();
+      return;
+    }
+    if (got == 0) break;
+    const auto data = gzip.add({chunk.data(), static_cast<std::size_t>(got)});
+    if (!data.empty() && !exchange.write(data)) return;
+  }
+  if (exchange.write(gzip.finish())) (void)exchange.finish();
 }
 
 // Files that announce no size (those of /proc): as they come.
@@ -336,6 +359,15 @@ void serve_file_download(EnvdContext& context, Exchange& exchange, const User& d
   headers.add("Content-Disposition", disposition_of(name));
   headers.add("Content-Type", content_type_of(name));
   headers.add("Vary", "Accept-Encoding");
+  const auto& asked_headers = exchange.head().headers;
+  bool identity_only = false;
+  for (const char* condition : {"Range", "If-Modified-Since", "If-None-Match", "If-Range"}) {
+    identity_only = identity_only || asked_headers.has(condition);
+  }
+  const auto encoding = encoding_of(asked_headers.value_or("Accept-Encoding", ""), identity_only);
+  if (encoding == BodyEncoding::kNone) return reply_error(exchange, 406, "no acceptable encoding");
+  if (encoding == BodyEncoding::kGzip && S_ISREG(st.st_mode))
+    return send_gzip(exchange, fd.get(), std::move(headers));
   if (S_ISREG(st.st_mode) && st.st_size > 0) return send_sized(exchange, fd.get(), st, std::move(headers));
   send_unsized(exchange, fd.get(), std::move(headers));
 }

@@ -218,6 +218,12 @@ std::map<std::string, std::string> read_metadata(const std::string& path) {
   return out;
 }
 
+std::optional<nlohmann::json> entry_of(const std::string& path, const IdNames& names) {
+  auto entry = entry_info(path, names);
+  if (!entry) return std::nullopt;
+  return std::move(*entry);
+}
+
 RpcReply filesystem_call(EnvdContext& context, const User& user, std::string_view method,
                          const nlohmann::json& request) {
   const auto path_of = [&](const char* key) { return resolve_path(request.value(key, std::string()), user); };
@@ -228,10 +234,7 @@ RpcReply filesystem_call(EnvdContext& context, const User& user, std::string_vie
     if (!destination) return RpcReply::error("invalid_argument", destination.error().context);
     return move(*source, *destination, context.users, user);
   }
-  if (method == "WatchDir" || method == "CreateWatcher" || method == "GetWatcherEvents" ||
-      method == "RemoveWatcher") {
-    return RpcReply::error("unimplemented", "watching directories is not implemented by this server");
-  }
+  if (method.find("Watcher") != std::string_view::npos) return watcher_call(context, user, method, request);
   const auto path = path_of("path");
   if (!path) return RpcReply::error("invalid_argument", path.error().context);
   if (method == "Stat") return entry_reply(*path, context.users);

@@ -6,7 +6,7 @@
 #include <sys/wait.h>
 
 #include "tools/sandbox_server/envd.h"
-#include "tools/sandbox_server/envelope.h"
+#include "tools/sandbox_server/envd_stream.h"
 #include "tools/sandbox_server/processes.h"
 #include "tools/sandbox_server/text.h"
 
@@ -17,9 +17,6 @@ using Clock = std::chrono::steady_clock;
 using nlohmann::json;
 
 constexpr std::string_view kDefaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-constexpr std::chrono::seconds kDefaultKeepalive{90};
-// How soon a stream notices that its client has gone.
-constexpr std::chrono::milliseconds kClientCheck{100};
 constexpr std::size_t kMaxArguments = 65536;
 
 struct Selector {
@@ -144,31 +141,7 @@ json event_json(const ProcessEvent& event) {
 }
 
 bool send_event(Exchange& exchange, json event) {
-  const json message = {{"event", std::move(event)}};
-  return exchange.write(encode_envelope(0, message.dump())).ok();
-}
-
-struct StreamLimits {
-  std::chrono::seconds keepalive = kDefaultKeepalive;
-  std::optional<Clock::time_point> deadline;
-  std::string error;
-};
-
-StreamLimits limits_of(const RequestHead& head) {
-  StreamLimits out;
-  if (const auto ping = parse_number(head.headers.value_or("Keepalive-Ping-Interval", ""));
-      ping && *ping > 0) {
-    out.keepalive = std::chrono::seconds(std::min<std::uint64_t>(*ping, 3600));
-  }
-  if (const auto text = head.headers.get("Connect-Timeout-Ms")) {
-    const auto value = text->size() <= 10 ? parse_number(*text) : std::nullopt;
-    if (!value) {
-      out.error = "protocol error: invalid timeout";
-    } else {
-      out.deadline = Clock::now() + std::chrono::milliseconds(*value);
-    }
-  }
-  return out;
+  return send_message(exchange, {{"event", std::move(event)}});
 }
 
 // Sends events until the process has ended, the client is gone, or the deadline has passed.
@@ -180,55 +153,18 @@ void stream_events(Exchange& exchange, Subscription& subscription, const StreamL
       if (!send_event(exchange, event_json(event))) return;
       next_keepalive = Clock::now() + limits.keepalive;
       if (event.kind == ProcessEvent::Kind::kEnd) {
-        (void)exchange.write(end_envelope({})).ok();
-        (void)exchange.finish().ok();
-        return;
+        return end_stream(exchange, {});
       }
       if (!limits.deadline || Clock::now() < *limits.deadline) continue;
     }
     if (limits.deadline && Clock::now() >= *limits.deadline) {
-      (void)exchange.write(end_envelope(RpcReply::error("deadline_exceeded", "context deadline exceeded")))
-          .ok();
-      (void)exchange.finish().ok();
-      return;
+      return end_stream(exchange, RpcReply::error("deadline_exceeded", "context deadline exceeded"));
     }
     if (exchange.stream().peer_gone()) return exchange.close_after();
     if (Clock::now() >= next_keepalive) {
       if (!send_event(exchange, {{"keepalive", json::object()}})) return;
       next_keepalive = Clock::now() + limits.keepalive;
     }
-  }
-}
-
-void begin_stream(Exchange& exchange) {
-  Headers headers;
-  headers.add("Content-Type", "application/connect+json");
-  (void)exchange.start(200, std::move(headers), std::nullopt).ok();
-}
-
-void end_stream(Exchange& exchange, const RpcReply& reply) {
-  if (!exchange.started()) begin_stream(exchange);
-  (void)exchange.write(end_envelope(reply)).ok();
-  (void)exchange.finish().ok();
-}
-
-// The next message of a request body; nothing at its end.
-base::Result<std::optional<json>> next_message(Exchange& exchange, std::string& buffer) {
-  std::string chunk(kIoChunk, '\0');
-  while (true) {
-    auto envelope = take_envelope(buffer);
-    if (!envelope) return std::move(envelope).error();
-    if (*envelope) {
-      if (((*envelope)->flags & kFlagCompressed) != 0) return base::errno_error(EINVAL, "compressed message");
-      if (((*envelope)->flags & kFlagEnd) != 0) return std::optional<json>();
-      auto message = json::parse((*envelope)->message, nullptr, false);
-      if (!message.is_object()) return base::errno_error(EINVAL, "message is no JSON object");
-      return std::optional<json>(std::move(message));
-    }
-    const auto got = exchange.read_body(chunk.data(), chunk.size());
-    if (!got) return got.error();
-    if (*got == 0) return std::optional<json>();
-    buffer.append(chunk.data(), *got);
   }
 }
 
@@ -275,6 +211,8 @@ RpcReply send_input(Exchange& exchange, EnvdProcess& process, const json& input)
 }
 
 void stream_input(EnvdContext& context, Exchange& exchange, json message, std::string& buffer) {
+  const auto limits = limits_of(exchange.head());
+  if (!limits.error.empty()) return end_stream(exchange, RpcReply::error("invalid_argument", limits.error));
   std::shared_ptr<EnvdProcess> process;
   while (true) {
     if (const auto start = message.find("start"); start != message.end()) {
@@ -285,13 +223,19 @@ void stream_input(EnvdContext& context, Exchange& exchange, json message, std::s
       const auto done = send_input(exchange, *process, data->value("input", json::object()));
       if (!done.code.empty()) return end_stream(exchange, done);
     }
+    exchange.stream().set_deadline(limits.deadline);
     auto next = next_message(exchange, buffer);
+    exchange.stream().set_deadline(std::nullopt);
+    if (!next && next.error().as_errno() == ETIMEDOUT) {
+      exchange.close_after();
+      return end_stream(exchange, RpcReply::error("deadline_exceeded", "context deadline exceeded"));
+    }
     if (!next) return end_stream(exchange, RpcReply::error("invalid_argument", next.error().context));
     if (!*next) break;
     message = std::move(**next);
   }
   begin_stream(exchange);
-  (void)exchange.write(encode_envelope(0, "{}")).ok();
+  (void)send_message(exchange, json::object());
   end_stream(exchange, {});
 }
 
@@ -324,12 +268,6 @@ RpcReply send_signal(EnvdProcess& process, const json& request) {
 }
 
 }  // namespace
-
-std::string end_envelope(const RpcReply& reply) {
-  json message = json::object();
-  if (!reply.code.empty()) message["error"] = {{"code", reply.code}, {"message", reply.message}};
-  return encode_envelope(kFlagEnd, message.dump(-1, ' ', false, json::error_handler_t::replace));
-}
 
 RpcReply process_call(EnvdContext& context, Exchange& exchange, std::string_view method,
                       const json& request) {

@@ -29,9 +29,14 @@ bool dropped(std::string_view name, bool upgrade) {
          std::any_of(kForwarded.begin(), kForwarded.end(), same);
 }
 
-std::string request_text(const RequestHead& head) {
+std::string request_text(const RequestHead& head, const std::string& masked_host) {
   std::string out = head.method + " " + head.target + " HTTP/1.1\r\n";
+  if (!masked_host.empty()) {
+    out += "Host: " + masked_host + "\r\n";
+    if (const auto host = head.headers.get("Host")) out += "X-Forwarded-Host: " + std::string(*host) + "\r\n";
+  }
   for (const auto& [name, value] : head.headers.all()) {
+    if (!masked_host.empty() && iequals(name, "Host")) continue;
     if (!dropped(name, head.upgrade)) out += name + ": " + value + "\r\n";
   }
   if (head.chunked) out += "Transfer-Encoding: chunked\r\n";
@@ -56,8 +61,8 @@ class Forwarder {
         upstream_(std::move(upstream), client_.stop_fd()),
         reader_(ResponseReader::make(upstream_, exchange.head().method == "HEAD")) {}
 
-  base::Result<void> run() {
-    if (auto sent = upstream_.write_all(request_text(exchange_.head())); !sent) return sent;
+  base::Result<void> run(const std::string& masked_host) {
+    if (auto sent = upstream_.write_all(request_text(exchange_.head(), masked_host)); !sent) return sent;
     if (exchange_.head().expect_continue && wait_upstream(kContinueWait)) {
       auto early = reader_->read_head();
       if (!early) return std::move(early).error();
@@ -255,8 +260,9 @@ class Forwarder {
 
 }  // namespace
 
-base::Result<void> forward(Exchange& exchange, base::UniqueFd upstream, std::function<bool()> begins) {
-  return Forwarder(exchange, std::move(upstream), std::move(begins)).run();
+base::Result<void> forward(Exchange& exchange, base::UniqueFd upstream, const std::string& masked_host,
+                           std::function<bool()> begins) {
+  return Forwarder(exchange, std::move(upstream), std::move(begins)).run(masked_host);
 }
 
 }  // namespace nearbox::sandbox_server

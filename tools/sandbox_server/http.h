@@ -27,6 +27,8 @@ inline constexpr std::chrono::seconds kDrainTimeout{2};
 inline constexpr std::size_t kIoChunk = 64 * 1024;
 // Longer than any SDK keeps an idle connection, so that a reused one is never met half closed.
 inline constexpr std::chrono::seconds kIdleTimeout{640};
+// From the first byte of a request's head to its end.
+inline constexpr std::chrono::seconds kHeaderTimeout{10};
 // No byte moved for so long within a request or reply: the peer is gone.
 inline constexpr std::chrono::minutes kStallTimeout{60};
 

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <array>
+#include <cerrno>
 #include <charconv>
 #include <limits>
+#include <poll.h>
 
 #include <boost/asio/buffer.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
@@ -241,9 +244,18 @@ bool serve_one(SocketStream& stream, beast::flat_buffer& buffer, const Handler& 
   beast::error_code ec;
   idle(true);
   stream.set_timeout(kIdleTimeout);
-  http::read_header(adapter, buffer, parser, ec);
+  const bool begun = buffer.size() > 0 || stream.wait(POLLIN).ok();
   idle(false);
+  if (!begun) return false;
+  stream.set_timeout(kHeaderTimeout);
+  stream.set_deadline(std::chrono::steady_clock::now() + kHeaderTimeout);
+  http::read_header(adapter, buffer, parser, ec);
+  stream.set_deadline(std::nullopt);
   stream.set_timeout(kStallTimeout);
+  if (ec.category() == boost::system::generic_category() && ec.value() == ETIMEDOUT) {
+    (void)stream.write_all("HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+    return false;
+  }
   if (ec) {
     const bool quiet = ec == http::error::end_of_stream || ec == boost::asio::error::eof ||
                        ec.category() == boost::system::generic_category();

@@ -25,8 +25,27 @@ using nlohmann::ordered_json;
 constexpr std::array<int, 5> kDialWaitsMs{0, 100, 200, 300, 400};
 constexpr std::chrono::seconds kAutoResumeTimeout{300};
 
+// Whether a person looks at the answer.
+bool browser(const RequestHead& head) {
+  return head.headers.value_or("User-Agent", "").find("Mozilla/") != std::string_view::npos &&
+         head.headers.value_or("Accept", "").find("text/html") != std::string_view::npos;
+}
+
+// The message alone comes from us; nothing of the request goes into the page.
+std::string page_of(int status, const ordered_json& body) {
+  const auto title = std::to_string(status) + " " + std::string(reason_of(status));
+  const auto port = body.find("port");
+  const auto where = port == body.end() ? std::string() : " (port " + port->dump() + ")";
+  return "<!doctype html><html><head><meta charset=\"utf-8\"><title>" + title + "</title></head><body><h1>" +
+         title + "</h1><p>" + body.value("message", std::string()) + where + ".</p></body></html>\n";
+}
+
 void refuse(Exchange& exchange, int status, const ordered_json& body) {
   Headers headers;
+  if (browser(exchange.head())) {
+    headers.add("Content-Type", "text/html; charset=utf-8");
+    return (void)exchange.reply(status, std::move(headers), page_of(status, body));
+  }
   headers.add("Content-Type", "application/json; charset=utf-8");
   (void)exchange.reply(status, std::move(headers),
                        body.dump(-1, ' ', false, ordered_json::error_handler_t::replace));
@@ -43,6 +62,16 @@ bool control_route(const std::string& path) {
   while (clean.size() > 1 && clean.back() == '/') clean.pop_back();
   if (clean.rfind("//", 0) == 0) clean.erase(0, 1);
   return std::find(kHidden.begin(), kHidden.end(), clean) != kHidden.end();
+}
+
+// A sandbox's maskRequestHost for one of its ports.
+std::string masked_host(std::string text, std::uint16_t port) {
+  constexpr std::string_view kPort = "${PORT}";
+  const auto digits = std::to_string(port);
+  for (auto at = text.find(kPort); at != std::string::npos; at = text.find(kPort, at + digits.size())) {
+    text.replace(at, kPort.size(), digits);
+  }
+  return text;
 }
 
 base::Result<base::UniqueFd> dial_port(std::uint16_t port) {
@@ -104,7 +133,12 @@ std::shared_ptr<Sandbox> DataPlane::running_sandbox(Exchange& exchange, const Ro
       refuse_sandbox(exchange, 403, route.sandbox_id, "Missing or invalid access token");
       return nullptr;
     }
-    if (!sandbox->resume(std::max(sandbox->spec().timeout, kAutoResumeTimeout))) {
+    const auto timeout = std::max(sandbox->spec().timeout, kAutoResumeTimeout);
+    if (auto resumed = table_.resume(*sandbox, timeout, ResumeMode::kRestore); !resumed) {
+      if (resumed.error().as_errno() == EAGAIN) {
+        refuse_sandbox(exchange, 429, route.sandbox_id, resumed.error().context);
+        return nullptr;
+      }
       refuse_sandbox(exchange, 502, route.sandbox_id, "The sandbox was not found");
       return nullptr;
     }
@@ -158,7 +192,9 @@ void DataPlane::serve(Exchange& exchange, const Route& route) {
   const auto begins = [&] { return outer.emplace(*sandbox, exchange.stream().fd()).accepted(); };
   // A duplicate, so that the number in `inner` stays this connection's until that has gone.
   base::UniqueFd copy(::fcntl(upstream->get(), F_DUPFD_CLOEXEC, 0));
-  if (auto done = forward(exchange, std::move(copy), begins); !done) {
+  const auto host =
+      route.port == kEnvdPort ? std::string() : masked_host(sandbox->spec().mask_host, route.port);
+  if (auto done = forward(exchange, std::move(copy), host, begins); !done) {
     if (exchange.started()) return exchange.close_after();
     exchange.close_after();
     closed();

@@ -16,6 +16,8 @@
 namespace nearbox::sandbox_server {
 namespace {
 
+constexpr const char* kRecordSuffix = ".json";
+
 std::string new_id() {
   constexpr std::string_view kLetters = "abcdefghijklmnopqrstuvwxyz0123456789";
   std::string out = "i";
@@ -54,8 +56,8 @@ base::Result<std::unique_ptr<SandboxTable>> SandboxTable::open(const std::string
     if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) return base::last_errno("mkdir " + path);
   }
   out->trash_ = std::make_unique<Trash>(real + "/trash", log);
-  out->clean_leftovers();
   out->choose_mode(isolate);
+  out->take_over();
   out->thread_ = std::jthread([table = out.get()](const std::stop_token& stop) { table->run(stop); });
   return out;
 }
@@ -65,14 +67,46 @@ SandboxTable::SandboxTable(std::string dir, base::UniqueFd lock, base::Logger& l
 
 SandboxTable::~SandboxTable() { stop(); }
 
-void SandboxTable::clean_leftovers() {
+// The sandbox of a record, stored. False: it cannot be read, and what belongs to it is left alone.
+bool SandboxTable::bring_back(const std::string& record_path) {
+  auto record = read_record(record_path);
+  const auto dir = record_path.substr(0, record_path.size() - std::string_view(kRecordSuffix).size());
+  if (!record || dir != dir_ + "/sandboxes/" + record->id) {
+    log_.warn("sandbox server leaves a sandbox alone whose record it cannot read path=" + record_path +
+              " error=" + (record ? "another name" : record.error().message()));
+    return false;
+  }
+  auto sandbox = Sandbox::restore(launcher_, std::move(*record), dir);
+  base::MutexLock lock(mu_);
+  table_.emplace(sandbox->id(), std::move(sandbox));
+  return true;
+}
+
+void SandboxTable::take_over() {
+  std::set<std::string> kept;
   std::vector<std::string> left;
+  std::size_t stored = 0;
   std::error_code ec;
   for (const auto& entry : std::filesystem::directory_iterator(dir_ + "/sandboxes", ec)) {
-    left.push_back(entry.path().string());
+    const auto path = entry.path().string();
+    auto dir = entry.path();
+    struct stat st {};
+    const bool whole = dir.extension() == kRecordSuffix &&
+                       ::lstat(dir.replace_extension().c_str(), &st) == 0 && S_ISDIR(st.st_mode);
+    if (!whole) {
+      left.push_back(path);
+      continue;
+    }
+    kept.insert(path);
+    kept.insert(dir.string());
+    if (bring_back(path)) ++stored;
   }
+  left.erase(
+      std::remove_if(left.begin(), left.end(), [&](const auto& path) { return kept.count(path) != 0; }),
+      left.end());
   const auto count = left.size() + trash_->empty_now();
   for (const auto& path : left) discard(path);
+  if (stored > 0) log_.info("sandbox server brings back stored sandboxes count=" + std::to_string(stored));
   if (count > 0)
     log_.warn("sandbox server removes what ended sandboxes had left directories=" + std::to_string(count));
 }
@@ -111,15 +145,42 @@ void SandboxTable::choose_mode(bool isolate) {
   (void)remove_tree(here.get(), "probe");
 }
 
-base::Result<std::shared_ptr<Sandbox>> SandboxTable::create(SandboxSpec spec) {
-  {
-    base::MutexLock lock(mu_);
-    if (stopping_) return base::errno_error(ECANCELED, "the server is stopping");
-    if (table_.size() + starting_ >= kMaxSandboxes) {
-      return base::errno_error(EAGAIN, "at most " + std::to_string(kMaxSandboxes) + " sandboxes at once");
+std::size_t SandboxTable::with_processes() {
+  const auto now = all();
+  return static_cast<std::size_t>(
+      std::count_if(now.begin(), now.end(), [](const auto& sandbox) { return !sandbox->snapshot().stored; }));
+}
+
+// Takes a place for a new sandbox; `same`: the one that this request has made before.
+base::Result<void> SandboxTable::admit(const SandboxSpec& spec, std::shared_ptr<Sandbox>& same) {
+  const auto living = with_processes();
+  base::MutexLock lock(mu_);
+  if (stopping_) return base::errno_error(ECANCELED, "the server is stopping");
+  if (!spec.idempotency_key.empty()) {
+    for (const auto& [id, sandbox] : table_) {
+      (void)id;
+      if (sandbox->spec().idempotency_key == spec.idempotency_key) same = sandbox;
     }
-    ++starting_;
+    if (same) return {};
+    if (starting_keys_.count(spec.idempotency_key) != 0)
+      return base::errno_error(EALREADY, "a request with this Idempotency-Key is under way");
   }
+  if (living + starting_ >= kMaxSandboxes) {
+    return base::errno_error(EAGAIN, "at most " + std::to_string(kMaxSandboxes) + " sandboxes at once");
+  }
+  if (table_.size() + starting_ >= kMaxKept) {
+    return base::errno_error(EAGAIN, "at most " + std::to_string(kMaxKept) + " sandboxes with paused ones");
+  }
+  ++starting_;
+  if (!spec.idempotency_key.empty()) starting_keys_.insert(spec.idempotency_key);
+  return {};
+}
+
+base::Result<std::shared_ptr<Sandbox>> SandboxTable::create(SandboxSpec spec) {
+  std::shared_ptr<Sandbox> same;
+  if (auto admitted = admit(spec, same); !admitted) return std::move(admitted).error();
+  if (same) return same;
+  const auto key = spec.idempotency_key;
   const auto id = new_id();
   const auto dir = dir_ + "/sandboxes/" + id;
   base::Result<std::shared_ptr<Sandbox>> made = base::errno_error(EIO);
@@ -132,6 +193,7 @@ base::Result<std::shared_ptr<Sandbox>> SandboxTable::create(SandboxSpec spec) {
   {
     base::MutexLock lock(mu_);
     --starting_;
+    starting_keys_.erase(key);
     too_late = stopping_;
     if (made && !too_late) table_.emplace(id, *made);
     changed_.notify_all();
@@ -140,6 +202,22 @@ base::Result<std::shared_ptr<Sandbox>> SandboxTable::create(SandboxSpec spec) {
   if (!made || too_late) discard(dir);
   if (made && too_late) return base::errno_error(ECANCELED, "the server is stopping");
   return made;
+}
+
+base::Result<bool> SandboxTable::resume(Sandbox& sandbox, std::chrono::seconds timeout, ResumeMode mode) {
+  if (sandbox.snapshot().stored && with_processes() >= kMaxSandboxes) {
+    return base::errno_error(EAGAIN, "at most " + std::to_string(kMaxSandboxes) + " sandboxes at once");
+  }
+  {
+    base::MutexLock lock(mu_);
+    if (stopping_) return base::errno_error(ECANCELED, "the server is stopping");
+    ++starting_;  // stop() waits for it
+  }
+  auto resumed = sandbox.resume(timeout, mode);
+  base::MutexLock lock(mu_);
+  --starting_;
+  changed_.notify_all();
+  return resumed;
 }
 
 std::shared_ptr<Sandbox> SandboxTable::find(std::string_view id) {
@@ -199,7 +277,8 @@ void SandboxTable::expire() {
       continue;
     }
     if (now.state != Sandbox::State::kRunning || now.ends > WallClock::now()) continue;
-    if (sandbox->spec().auto_pause && sandbox->pause()) {
+    const auto mode = sandbox->spec().auto_pause_memory ? PauseMode::kMemory : PauseMode::kFilesOnly;
+    if (sandbox->spec().auto_pause && sandbox->pause(mode)) {
       log_.info("sandbox paused reason=timeout id=" + sandbox->id());
     } else {
       (void)kill(sandbox->id());
@@ -225,19 +304,16 @@ void SandboxTable::run(const std::stop_token& stop) noexcept {
 }
 
 void SandboxTable::stop() {
-  std::vector<std::string> ids;
   {
     base::MutexLock lock(mu_);
     stopping_ = true;
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
     while (starting_ > 0 && changed_.wait_until(mu_, deadline)) {
     }
-    for (const auto& [id, sandbox] : table_) {
-      (void)sandbox;
-      ids.push_back(id);
-    }
   }
-  for (const auto& id : ids) (void)kill(id);
+  for (const auto& sandbox : all()) {
+    if (!sandbox->put_away()) (void)kill(sandbox->id());
+  }
   if (thread_.joinable()) {
     thread_.request_stop();
     wake();

@@ -29,7 +29,8 @@ struct ServeOptions {
 // A sandbox is a directory and real processes of this machine, in namespaces where allowed. It is
 // no security boundary, and its network is the machine's own.
 //
-// Owns:    the listening socket, its threads, the sandboxes with all their processes and files.
+// Owns:    the listening socket, its threads, the sandboxes with all their processes and files; paused
+//          ones stay on disk for the next server.
 // Threads: any; stop() is called once by one thread. Threads of its own: docs/threads.md.
 // Errors:  start() fails when the port is taken, the directory is not ours or in use by another
 //          server, or the init program does not start.
@@ -47,7 +48,8 @@ class SandboxServer {
   bool isolated() const;
   std::string isolation_note() const;
 
-  // Ends every sandbox with all its processes, removes their files, closes the port. Idempotent.
+  // Ends all processes of all sandboxes, stores what is to be kept (sandbox_table.h), removes the files
+  // of the rest, closes the port. Idempotent.
   void stop();
 
  private:

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Starts one server for a test file and ends it again.
 import { spawn } from 'node:child_process'
+import { readdirSync, readFileSync } from 'node:fs'
 import { chown, mkdtemp, rm } from 'node:fs/promises'
+import http from 'node:http'
+import net from 'node:net'
 import { once } from 'node:events'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -16,10 +19,13 @@ export const plain = serverArgs.includes('--plain')
 const uid = Number(process.env.NEARBOX_E2E_UID ?? 0)
 export const identity = uid && process.getuid() === 0 ? { uid, gid: uid } : {}
 
-export async function startServer({ args = [], env = {} } = {}) {
-  const data = await mkdtemp(join(tmpdir(), 'nearbox-e2e-'))
-  if (identity.uid !== undefined) await chown(data, identity.uid, identity.gid)
-  const child = spawn(program, [...serverArgs, '--listen', '127.0.0.1:0', '--data', data, '--json', ...args], {
+// `data`: the directory of an earlier server, which had `keep` set.
+export async function startServer({ args = [], env = {}, data: earlier, keep = false } = {}) {
+  const data = earlier ?? (await mkdtemp(join(tmpdir(), 'nearbox-e2e-')))
+  if (!earlier && identity.uid !== undefined) await chown(data, identity.uid, identity.gid)
+  // It ends with the test's process, however that ends.
+  const words = ['--pdeathsig', 'TERM', program, ...serverArgs, '--listen', '127.0.0.1:0', '--data', data, '--json', ...args]
+  const child = spawn('setpriv', words, {
     stdio: ['ignore', 'pipe', 'inherit'],
     env: { ...process.env, ...env },
     ...identity,
@@ -49,7 +55,7 @@ export async function startServer({ args = [], env = {} } = {}) {
     async stop() {
       if (child.exitCode === null && child.signalCode === null) child.kill('SIGTERM')
       const [code, signal] = await exited
-      await rm(data, { recursive: true, force: true })
+      if (!keep) await rm(data, { recursive: true, force: true })
       return { code, signal }
     },
   }
@@ -64,6 +70,45 @@ export async function until(check, what, ms = 10000) {
     await new Promise((resolve) => setTimeout(resolve, 20))
   }
   throw new Error(`timed out waiting for ${what}`)
+}
+
+// The command lines of the machine's processes that have `mark` as a word.
+export function running(mark) {
+  return readdirSync('/proc').filter((name) => {
+    if (!/^\d+$/.test(name)) return false
+    try {
+      return readFileSync(`/proc/${name}/cmdline`, 'utf8').split('\0').includes(mark)
+    } catch {
+      return false
+    }
+  })
+}
+
+// One request to a port of a sandbox by its host name, as a browser or proxy makes it.
+export function requestHost(server, host, { path = '/', method = 'GET', headers = {}, body } = {}) {
+  const { hostname, port } = new URL(server.sandboxUrl)
+  return new Promise((resolve, reject) => {
+    const request = http.request({ host: hostname, port, path, method, headers: { Host: host, ...headers } }, (reply) => {
+      let text = ''
+      reply.setEncoding('utf8')
+      reply.on('data', (piece) => {
+        text += piece
+      })
+      reply.on('end', () => resolve({ status: reply.statusCode, headers: reply.headers, text }))
+      reply.on('error', reject)
+    })
+    request.on('error', reject)
+    request.end(body)
+  })
+}
+
+export async function freePort() {
+  const probe = net.createServer().listen(0, '127.0.0.1')
+  await once(probe, 'listening')
+  const { port } = probe.address()
+  probe.close()
+  await once(probe, 'close')
+  return port
 }
 
 export function processAlive(pid) {

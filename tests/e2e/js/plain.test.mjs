@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Without namespaces: what still holds.
 import assert from 'node:assert/strict'
-import { readdirSync, readFileSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import { after, before, test } from 'node:test'
-import { startServer, until } from './harness.mjs'
+import { running, startServer, until } from './harness.mjs'
 
 let server
 let Sandbox
@@ -14,17 +14,6 @@ before(async () => {
 })
 
 after(() => server.stop())
-
-function running(mark) {
-  return readdirSync('/proc').filter((name) => {
-    if (!/^\d+$/.test(name)) return false
-    try {
-      return readFileSync(`/proc/${name}/cmdline`, 'utf8').split('\0').includes(mark)
-    } catch {
-      return false
-    }
-  })
-}
 
 test('files and commands in a home of its own', async () => {
   const sandbox = await Sandbox.create()
@@ -67,4 +56,25 @@ test('a killed server leaves no process', async (t) => {
   await until(() => running('4343.5').length === 1, 'the detached process')
   await other.kill9()
   await until(() => running('4343.5').length === 0, 'the end')
+})
+
+test('pause without memory, and the next server, keep the files', async (t) => {
+  const env = { NEARBOX_SERVE_KEY: 'e2b_0123456789abcdef' }
+  const here = { ...process.env }
+  const first = await startServer({ args: ['--plain'], env, keep: true })
+  const at = (one) => ({ apiUrl: one.apiUrl, sandboxUrl: one.sandboxUrl, apiKey: one.key })
+  const sandbox = await Sandbox.create(at(first))
+  await sandbox.files.write('kept.txt', 'kept')
+  await sandbox.commands.run('setsid sleep 4343.25 </dev/null >/dev/null 2>&1 &')
+  await until(() => running('4343.25').length === 1, 'the detached process')
+  await sandbox.pause({ keepMemory: false })
+  assert.deepEqual(running('4343.25'), [])
+  await first.stop()
+  const second = await startServer({ args: ['--plain'], env, data: first.data })
+  t.after(() => {
+    Object.assign(process.env, here)
+    return second.stop()
+  })
+  const again = await Sandbox.connect(sandbox.sandboxId, at(second))
+  assert.equal(await again.files.read('kept.txt'), 'kept')
 })

@@ -7,7 +7,7 @@ import net from 'node:net'
 import { once } from 'node:events'
 import { after, before, test } from 'node:test'
 import { spawn } from 'node:child_process'
-import { identity, processAlive, serverArgs, startServer, until } from './harness.mjs'
+import { freePort, identity, processAlive, serverArgs, startServer, until } from './harness.mjs'
 
 let server
 let box
@@ -50,17 +50,30 @@ async function run(script, user = 'root') {
   return { messages, stdout, end: messages.find((m) => m.body.event?.end)?.body.event.end }
 }
 
-async function freePort() {
-  const probe = net.createServer().listen(0, '127.0.0.1')
-  await once(probe, 'listening')
-  const { port } = probe.address()
-  probe.close()
-  await once(probe, 'close')
-  return port
+// What a client gets that begins a request and does not go on; asked for early, looked at last.
+let slow
+
+async function answerTo(text) {
+  const url = new URL(server.apiUrl)
+  const socket = net.connect(Number(url.port), url.hostname)
+  const began = Date.now()
+  let said = ''
+  socket.setEncoding('utf8')
+  socket.on('data', (data) => {
+    said += data
+  })
+  socket.write(text)
+  await once(socket, 'end')
+  socket.destroy()
+  return { said, seconds: (Date.now() - began) / 1000 }
 }
 
 before(async () => {
   server = await startServer()
+  slow = Promise.all([
+    answerTo('GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow'),
+    answerTo(`POST /v2/sandboxes HTTP/1.1\r\nHost: localhost\r\nX-API-Key: ${server.key}\r\nContent-Length: 100\r\n\r\n{"templ`),
+  ])
   const made = await api('POST', '/sandboxes', { templateID: 'base', timeout: 300, secure: true })
   assert.equal(made.status, 201)
   box = made.body
@@ -438,4 +451,53 @@ test('a taken port and a directory in use are named', async () => {
   const busy = await attempt(['--listen', '127.0.0.1:0', '--data', server.data])
   assert.equal(busy.code, 1)
   assert.match(busy.said, /another sandbox server uses/)
+})
+
+test('clients that stop in the middle do not keep a connection', async () => {
+  for (const { said, seconds } of await slow) {
+    assert.match(said, /^HTTP\/1\.1 408 /)
+    assert.ok(seconds > 9 && seconds < 40, `${seconds}`)
+  }
+  const long = await answerTo(`GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: ${'x'.repeat(70_000)}\r\n\r\n`)
+  assert.match(long.said, /^HTTP\/1\.1 431 /)
+  const { sandboxID } = (await api('POST', '/v2/sandboxes', { templateID: 'base' })).body
+  const large = await api('POST', `/sandboxes/${sandboxID}/timeout`, { timeout: 5, more: 'x'.repeat(17 << 20) }).catch((error) => error)
+  assert.ok(large.status === 413 || large instanceof Error)
+  assert.equal((await api('DELETE', `/sandboxes/${sandboxID}`)).status, 204)
+})
+
+test('what other routes answer', async () => {
+  for (const [method, path] of [
+    ['POST', '/v3/templates'],
+    ['GET', '/templates'],
+    ['GET', '/volumes'],
+    ['POST', `/sandboxes/${box.sandboxID}/snapshots`],
+    ['POST', `/sandboxes/${box.sandboxID}/fork`],
+    ['PUT', `/sandboxes/${box.sandboxID}/network`],
+  ]) {
+    const reply = await api(method, path, method === 'GET' ? undefined : {})
+    assert.deepEqual([reply.status, reply.body.code], [501, 501], path)
+  }
+  assert.equal((await api('DELETE', '/templates/none')).status, 404)
+  const metrics = await api('GET', `/sandboxes/metrics?sandbox_ids=${box.sandboxID},inosuch`)
+  assert.deepEqual(Object.keys(metrics.body.sandboxes), [box.sandboxID])
+  assert.equal((await api('GET', `/sandboxes/metrics?sandbox_ids=${'i,'.repeat(200)}`)).status, 400)
+  assert.equal((await api('POST', '/v2/sandboxes', { templateID: 'base' }, { 'Idempotency-Key': 'Not One' })).status, 400)
+})
+
+test('files in gzip, for those who take nothing else', async () => {
+  await fetch(`${server.sandboxUrl}/files?path=/tmp/z.txt`, {
+    method: 'POST',
+    headers: { ...routed(), 'Content-Type': 'application/octet-stream' },
+    body: 'z'.repeat(100_000),
+  })
+  const get = (headers) =>
+    new Promise((resolve, reject) => {
+      const url = new URL(`${server.sandboxUrl}/files?path=/tmp/z.txt`)
+      http.get(url, { headers: { ...routed(), ...headers } }, (reply) => resolve(reply.resume())).on('error', reject)
+    })
+  assert.equal((await get({ 'Accept-Encoding': 'gzip' })).headers['content-encoding'], 'gzip')
+  assert.equal((await get({ 'Accept-Encoding': 'gzip, deflate' })).headers['content-length'], '100000')
+  assert.equal((await get({ 'Accept-Encoding': 'gzip', Range: 'bytes=0-9' })).statusCode, 206)
+  assert.equal((await get({ 'Accept-Encoding': 'identity;q=0' })).statusCode, 406)
 })

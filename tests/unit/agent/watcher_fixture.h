@@ -46,6 +46,12 @@ class WatcherTest : public ::testing::TestWithParam<Kind> {
     for (const auto& point : mounted) EXPECT_EQ(::umount2(point.c_str(), MNT_DETACH), 0);
   }
   std::string operator/(const std::string& name) const { return top + "/" + name; }
+  // For another watcher: ours ends the counting of versions, which is the process', some time after its last
+  // client went.
+  bool make_room() {
+    client.reset();
+    return eventually([this] { return !watcher.watching(); });
+  }
 
   Faults faults;
   TempDir dir{fast_directory()};

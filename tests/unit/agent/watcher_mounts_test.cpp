@@ -24,6 +24,7 @@ class MountsTest : public test::WatcherTest {
       fs::create_directory(*this / "hung");
     }));
     if (!mount("tmpfs", "t")) GTEST_SKIP() << "may not mount";
+    client->settle();  // while it is looked at, it is in use
     unmount("t");
   }
   bool mount(const char* type, const std::string& at, const std::string& from = "nearbox-test",

@@ -133,7 +133,7 @@ TEST_P(OwnOpsTest, NothingOlderIsToldAfterTheRecord) {
       }
     });
     const auto at = [&](const char* name) { return *this / name; };
-    for (int i = 0; i < 1500; ++i) {
+    for (int i = 0; i < 500; ++i) {
       sequence.op({"a"}, [&] { put(at("a"), "own"); });
       sequence.op({"b", "a"}, [&] { fs::rename(at("a"), at("b")); });
       sequence.op({"a", "b"}, [&] { fs::rename(at("b"), at("a")); });

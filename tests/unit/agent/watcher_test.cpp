@@ -346,6 +346,7 @@ TEST_P(WatcherTest, TheLimitOfWatches) {
   EXPECT_EQ(reply->kind, wire::WatchKind::kNone);
   EXPECT_EQ(reply->error, ENOSPC);
   EXPECT_EQ(watcher.barrier(&events, 1, test::Client::soon()).error().as_errno(), EOPNOTSUPP);
+  EXPECT_EQ(watcher.barrier(&events, 0, test::Client::soon()).error().as_errno(), EOPNOTSUPP);
   // Watches are free again.
   faults.set(GetParam().faults);
   ASSERT_TRUE(faults.reaches("agent.watch_limit", "limit", false));
@@ -388,7 +389,7 @@ TEST_P(WatcherTest, NobodyWatchesAnyMore) {
 
 // Directories that were pushed out of the table of places are found again by what waits in them.
 TEST_P(WatcherTest, MoreDirectoriesThanAreRemembered) {
-  client.reset();
+  ASSERT_TRUE(make_room());
   Watcher small(log, Versions::process(), {64, kMaxQueuedBytes});
   constexpr int kDirectories = 1500;
   const auto at = [&](int i) { return *this / ("d" + std::to_string(i % 10) + "/e" + std::to_string(i)); };

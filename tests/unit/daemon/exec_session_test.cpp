@@ -47,9 +47,19 @@ class ExecSessionTest : public ::testing::Test {
     served = std::make_unique<ControlConnection>(base::UniqueFd(fds[0]));
     client = std::make_unique<ControlConnection>(base::UniqueFd(fds[1]));
     link.serve(Method::kProcStart, [this](api::CallToken token, const wire::Bytes&) {
-      link.end(token, 0, wire::encode(wire::ProcReply{}));
+      attached_first = attach != 0;
+      if (hold_start) {
+        held_start = token;
+        return;
+      }
+      link.end(token, start_error, wire::encode(wire::ProcReply{}));
     });
-    link.serve(Method::kProcAttach, [this](api::CallToken token, const wire::Bytes&) { attach = token; });
+    link.serve(Method::kProcAttach, [this](api::CallToken token, const wire::Bytes& bytes) {
+      const auto asked = wire::decode<wire::ProcAttach>(bytes);
+      EXPECT_TRUE(asked && asked->settle);
+      early = asked && asked->early;
+      attach = token;
+    });
     link.serve(Method::kProcSignal, [this](api::CallToken token, const wire::Bytes& bytes) {
       signals.push_back(wire::decode<wire::ProcSignal>(bytes)->signal);
       ++signalled;
@@ -65,7 +75,10 @@ class ExecSessionTest : public ::testing::Test {
   void start() {
     runner = std::jthread([this] {
       ExecSession session(link, *served, "docker:box", log);
-      session.run({{"argv", {"cat"}}, {"stdin", true}}, soon(), [] {});
+      session.run({{"argv", {"cat"}}, {"stdin", true}}, soon(),
+                  [this](std::uint64_t instance, std::uint64_t seq) {
+                    settled = {instance, seq};
+                  });
     });
     const auto started = client->read_json(soon());
     ASSERT_TRUE(started && started->contains("started"));
@@ -77,6 +90,8 @@ class ExecSessionTest : public ::testing::Test {
   void exits() {
     wire::ProcOutput record;
     record.stream = wire::ProcStream::kExit;
+    record.instance = 7;
+    record.seq = 42;
     send(framed(wire::encode(record)));
     link.do_now([&] { link.end(attach, 0); });
   }
@@ -95,7 +110,12 @@ class ExecSessionTest : public ::testing::Test {
   base::Logger log{2, base::LogLevel::kOff};
   std::unique_ptr<ControlConnection> served, client;
   std::atomic<api::CallToken> attach{0};
-  std::vector<int> signals;  // of the link thread
+  std::atomic<bool> attached_first{false};
+  std::atomic<int> start_error{0};
+  std::atomic<bool> hold_start{false}, early{false};
+  std::atomic<api::CallToken> held_start{0};
+  std::pair<std::uint64_t, std::uint64_t> settled;  // of the session's thread
+  std::vector<int> signals;                         // of the link thread
   std::atomic<int> signalled{0};
   std::jthread runner;
 };
@@ -111,6 +131,46 @@ TEST_F(ExecSessionTest, GrantsBackWhatTheRecordsCost) {
   EXPECT_TRUE(eventually([&] { return link.granted(attach) == cost; })) << link.granted(attach);
   exits();
   EXPECT_EQ(next("exit")["code"], 0);
+}
+
+// One round trip: the output is asked for before the start is answered, and the exit brings its barrier.
+TEST_F(ExecSessionTest, NothingIsAskedForAfterTheStart) {
+  start();
+  EXPECT_TRUE(attached_first);
+  exits();
+  EXPECT_EQ(next("exit")["code"], 0);
+  EXPECT_EQ(settled, (std::pair<std::uint64_t, std::uint64_t>(7, 42)));
+}
+
+// The agent dies before it starts the command: the next one is asked for both.
+TEST_F(ExecSessionTest, AnotherAgentStartsTheCommand) {
+  hold_start = true;
+  runner = std::jthread([this] {
+    ExecSession session(link, *served, "docker:box", log);
+    session.run({{"argv", {"cat"}}}, soon(), [](std::uint64_t, std::uint64_t) {});
+  });
+  ASSERT_TRUE(eventually([this] { return attach != 0 && held_start != 0; }));
+  EXPECT_TRUE(early);
+  const auto first = attach.load();
+  link.do_now([&] {
+    link.end(first, ECONNRESET);  // as the link does: it stays with the agent that had it
+    link.end(held_start, 0, wire::encode(wire::ProcReply{}));
+  });
+  ASSERT_TRUE(next("started").is_object());
+  ASSERT_TRUE(eventually([&] { return attach != first; }));
+  EXPECT_FALSE(early);
+  exits();
+  EXPECT_EQ(next("exit")["code"], 0);
+}
+
+TEST_F(ExecSessionTest, AStartThatFailsTakesItsAttachAlong) {
+  start_error = ENOENT;
+  runner = std::jthread([this] {
+    ExecSession session(link, *served, "docker:box", log);
+    session.run({{"argv", {"none"}}}, soon(), [](std::uint64_t, std::uint64_t) { FAIL(); });
+  });
+  EXPECT_TRUE(next("error").is_object());
+  EXPECT_TRUE(eventually([this] { return attach != 0 && !link.on_wire(attach); }));
 }
 
 TEST_F(ExecSessionTest, AHalfRecordThatIsLostIsGrantedBack) {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <atomic>
 #include <csignal>
 #include <random>
 
@@ -278,6 +279,58 @@ TEST_F(ProcTableTest, GrandchildThatNeverStopsWritingDoesNotDelayTheExit) {
   EXPECT_EQ(exits[1].front().code, 6);
   std::ofstream(dir / "stop") << "";
   EXPECT_TRUE(eventually([&] { return ::access((dir / "stopped").c_str(), F_OK) == 0; }));
+}
+
+TEST_F(ProcTableTest, AnEarlyAttachWaitsForItsStart) {
+  auto client = attach_early(1);
+  EXPECT_EQ(attach(2)->error(), ENOENT);
+  shell(1, "echo out; exit 3");
+  Seen seen;
+  read_until(*client, seen, [&] { return seen.exited; });
+  EXPECT_EQ(seen.out, "out\n");
+  EXPECT_EQ(seen.code, 3);
+  EXPECT_TRUE(client->wait_end());
+  EXPECT_EQ(client->error(), 0);
+}
+
+TEST_F(ProcTableTest, AnEarlyAttachEndsWithItsClientAStartThatFailsOrTheTable) {
+  auto cut = attach_early(1);
+  cut->cut();
+  EXPECT_TRUE(cut->wait_end());
+  EXPECT_EQ(cut->error(), ECANCELED);
+  auto failed = attach_early(2);
+  EXPECT_FALSE(table->start(request(2, {"/no/such/program"})));
+  auto left = attach_early(3);
+  std::vector<std::shared_ptr<FakeResponder>> many;
+  for (std::uint64_t i = 0; i < 600; ++i) many.push_back(attach_early(100 + i));
+  EXPECT_TRUE(many.back()->wait_end());
+  EXPECT_EQ(many.back()->error(), EAGAIN);
+  table.reset();
+  EXPECT_TRUE(left->wait_end());
+  EXPECT_EQ(left->error(), ECANCELED);
+  EXPECT_TRUE(failed->wait_end());
+}
+
+TEST_F(ProcTableTest, AnExitComesWithTheBarrierThatWasAskedFor) {
+  auto options = default_options();
+  std::atomic<int> asked{0};
+  options.settle = [&] {
+    ++asked;
+    return ProcTable::Settled{7, 42};
+  };
+  table.reset();
+  open(options);
+  shell(1, "exit 0");
+  const auto plain = attach_early(1)->next();
+  ASSERT_TRUE(plain);
+  EXPECT_EQ(plain->seq, 0U);
+  EXPECT_EQ(asked, 0);
+  const auto settled = attach_early(1, true)->next();
+  ASSERT_TRUE(settled);
+  EXPECT_EQ(settled->stream, wire::ProcStream::kExit);
+  EXPECT_EQ(settled->instance, 7U);
+  EXPECT_EQ(settled->seq, 42U);
+  EXPECT_EQ(asked, 1);
 }
 
 }  // namespace

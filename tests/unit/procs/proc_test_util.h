@@ -231,6 +231,11 @@ class ProcTableTest : public ::testing::Test {
     table->attach({proc, offset}, responder);
     return responder;
   }
+  std::shared_ptr<FakeResponder> attach_early(std::uint64_t proc, bool settle = false) {
+    auto responder = std::make_shared<FakeResponder>();
+    table->attach({proc, 0, true, settle}, responder);
+    return responder;
+  }
   // Reads to the end, confirming as a client does.
   Seen read_all(std::uint64_t proc, Seen seen = {}) {
     auto responder = attach(proc, seen.position);

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <array>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <fcntl.h>
 #include <filesystem>
 #include <fstream>
 #include <sys/stat.h>
@@ -61,6 +63,28 @@ TEST_P(InitProcessTest, EndsAndReapsWhatItStarted) {
   EXPECT_LT(std::chrono::steady_clock::now() - before, std::chrono::seconds(10))
       << "was not waited for, but killed";
   EXPECT_EQ(::kill(pid, 0), -1) << "still there, or not reaped";
+}
+
+// The two sockets are put at 3 and 4 by way of other numbers, which must not be theirs.
+TEST_P(InitProcessTest, GetsItsSocketWhateverItsNumber) {
+  std::ofstream(dir / "init", std::ios::trunc)
+      << "#!/bin/sh\nprintf listen >&4\nprintf ready >&3\ncat <&3 >/dev/null\n";
+  Launcher launcher;
+  launcher.init_program = (dir / "init").string();
+  InitConfig config;
+  config.id = "t";
+  for (const int number : {5, 59, 60, 61, 62, 200}) {
+    std::array<int, 2> ends{};
+    ASSERT_EQ(::pipe2(ends.data(), O_CLOEXEC), 0);
+    const base::UniqueFd reads(ends[0]);
+    const base::UniqueFd low(ends[1]);
+    const base::UniqueFd writes(::fcntl(low.get(), F_DUPFD_CLOEXEC, number));
+    auto init = InitProcess::launch(launcher, config, writes.get());
+    ASSERT_TRUE(init) << number << ": " << init.error().message();
+    std::array<char, 16> text{};
+    EXPECT_EQ(::read(reads.get(), text.data(), text.size()), 6) << number;
+    EXPECT_STREQ(text.data(), "listen");
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(SandboxServer, InitProcessTest, ::testing::Values(true, false),

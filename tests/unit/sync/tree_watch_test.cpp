@@ -185,5 +185,30 @@ TEST_F(TreeWatchTest, TheFileThatIsGoneIsToldLate) {
   EXPECT_EQ(store->read([&](const Mirror& m) { return m.attr(node).birth; }), 6u);
 }
 
+// The echo of an own mkdir comes when the directory has been used: a listing that is being read goes on.
+TEST_F(TreeWatchTest, ADirectoryThatIsListedStaysWhenItIsToldAsFresh) {
+  link.do_now([&] {
+    tree.put("a/made", S_IFDIR | 0755);
+    tree.put("a/made/file", S_IFREG | 0644);
+  });
+  open();
+  const auto cookie = [&] {
+    const auto dir = at("a/made"), file = at("a/made/file");
+    return store->read([&](const Mirror& m) { return m.cookie(dir, file); });
+  };
+  const auto before = cookie();
+  ASSERT_NE(before, 0U);
+  link.do_now([&] {
+    const auto dir = tree.nodes.at("a"), made = tree.nodes.at("a/made");
+    tell({{{dir.dev, dir.ino}, "made", wire::kNameFresh, made, {}}});
+    tell({{{made.dev, made.ino}, "file", 0, tree.nodes.at("a/made/file"), {}},
+          {{made.dev, made.ino}, "", wire::kNameListed, made, {}}});
+  });
+  ASSERT_EQ(barrier(), 0);
+  EXPECT_EQ(cookie(), before);
+  const auto made = at("a/made");
+  EXPECT_EQ(store->read([&](const Mirror& m) { return m.listing(made); }), Listing::kComplete);
+}
+
 }  // namespace
 }  // namespace nearbox::sync

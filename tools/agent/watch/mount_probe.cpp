@@ -9,11 +9,15 @@ namespace nearbox::agent {
 
 std::vector<std::string> MountProbe::answering(const std::vector<std::string>& points,
                                                Clock::time_point deadline) {
-  std::map<std::string, std::shared_ptr<Asked>> asked;
+  struct Wait {
+    std::shared_ptr<Asked> asked;
+    Clock::time_point until;
+  };
+  std::map<std::string, Wait> waits;
   base::MutexLock lock(mu_);
   for (const auto& point : points) {
     if (const auto it = open_.find(point); it != open_.end()) {
-      if (Clock::now() < it->second->since + kProbeWait) asked[point] = it->second;
+      waits[point] = {it->second, std::min(deadline, it->second->since + kProbeWait)};
       continue;
     }
     if (open_.size() >= kMaxProbes) continue;
@@ -27,15 +31,12 @@ std::vector<std::string> MountProbe::answering(const std::vector<std::string>& p
       open_.erase(point);
       changed_.notify_all();
     });
-    if (taken) asked[point] = open_[point] = mine;
-  }
-  const auto answered = [](const auto& one) { return one.second->answered; };
-  while (!std::all_of(asked.begin(), asked.end(), answered)) {
-    if (!changed_.wait_until(mu_, deadline)) break;
+    if (taken) waits[point] = {open_[point] = mine, deadline};
   }
   std::vector<std::string> out;
-  for (const auto& [point, one] : asked) {
-    if (one->answered) out.push_back(point);
+  for (const auto& [point, wait] : waits) {
+    while (!wait.asked->answered && Clock::now() < wait.until) (void)changed_.wait_until(mu_, wait.until);
+    if (wait.asked->answered) out.push_back(point);
   }
   return out;
 }

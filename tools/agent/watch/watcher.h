@@ -73,7 +73,8 @@ class Watcher {
   // Errors:  ETIMEDOUT, EBUSY, ESHUTDOWN. That nothing can be watched is no error but kNone.
   base::Result<wire::WatchReply> watch(const void* owner, EventLog& log, std::uint32_t number,
                                        const RootPtr& root, Clock::time_point deadline) EXCLUDES(mu_);
-  // Errors:  EOPNOTSUPP: this root is not watched; else as above.
+  // `number` 0: for all roots of the owner.
+  // Errors:  EOPNOTSUPP: this root, or none, is watched; else as above.
   base::Result<wire::BarrierReply> barrier(const void* owner, std::uint32_t number,
                                            Clock::time_point deadline) EXCLUDES(mu_);
   // Nothing of the owner is used when it returns, and its calls have returned or will at once: ESHUTDOWN.
@@ -90,6 +91,11 @@ class Watcher {
   void directory_made(const std::string& path) EXCLUDES(mu_);
   // Its thread, or one of its threads, waits for a file system and cannot be ended now.
   bool stuck() { return probe_.stuck(); }
+  // Its thread is at a watch() or barrier(): what a test waits for that has it stand still there.
+  bool answering() EXCLUDES(mu_) {
+    base::MutexLock lock(mu_);
+    return served_ != nullptr;
+  }
   MountProbe& probe() { return probe_; }
   // Somebody watches: without, those above need not be called.
   bool watching() const { return versions_.enabled(); }

@@ -125,18 +125,19 @@ void Watcher::do_barrier(Call& call) {
     call.error = ETIMEDOUT;
     return;
   }
+  bool any = false;
   for (auto& root : roots_) {
     for (auto& to : root.subscriptions) {
-      if (to.owner != call.owner || to.number != call.number) continue;
+      if (to.owner != call.owner || (call.number != 0 && to.number != call.number)) continue;
       if (to.behind) {
         to.behind = false;
         (void)give_locked(to, wire::EventKind::kLost, wire::encode(wire::Lost{to.number, "", true, false}));
       }
-      call.barrier.seq = to.log->last_seq();
-      return;
+      call.barrier.seq = std::max(call.barrier.seq, to.log->last_seq());
+      any = true;
     }
   }
-  call.error = EOPNOTSUPP;
+  if (!any) call.error = EOPNOTSUPP;
 }
 
 // Roots that nobody watches any more; without any the kernel's queues are closed.

@@ -1,0 +1,11 @@
+# Puts the JavaScript files beside the installed packages, where Node looks for them.
+execute_process(COMMAND ${SOURCE}/install OUTPUT_VARIABLE place OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE result)
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "the official SDKs could not be installed (${result})")
+endif()
+file(REMOVE_RECURSE ${TARGET})
+file(MAKE_DIRECTORY ${TARGET})
+file(GLOB files ${SOURCE}/js/*.mjs)
+file(COPY ${files} ${SOURCE}/js/package.json DESTINATION ${TARGET})
+file(CREATE_LINK ${place}/node_modules ${TARGET}/node_modules SYMBOLIC)
+file(CREATE_LINK ${place}/venv ${TARGET}/venv SYMBOLIC)
