@@ -17,6 +17,7 @@ bool fits_any_instance(wire::Method method) {
   switch (method) {
     case wire::Method::kInfo:
     case wire::Method::kRootOpen:
+    case wire::Method::kPushBegin:
     case wire::Method::kSubscribe:  // names its instance
     case wire::Method::kProcList:
     case wire::Method::kProcStart:  // the agent's marks keep a command from running twice

@@ -117,14 +117,20 @@ enum class Method : std::uint16_t {
       10,  // Subscribe → chunks: Event records, each with a u32 length before it; never ends by itself
   kProcStart = 11,  // ProcStart → End ProcReply
   kProcAttach = 12,  // ProcAttach → chunks: ProcOutput records (u32 length each); End when exited and drained
-  kProcInput = 13,   // ProcInput → End ProcInputReply, sent when the bytes were written to the process
-  kProcSignal = 14,  // ProcSignal → End {}
-  kProcResize = 15,  // ProcResize → End {}
-  kProcList = 16,    // {} → End ProcListReply
-  kReadLink = 17,    // PathCall → End BytesReply
-  kWatch = 18,       // Watch → End WatchReply (changes.h); once more: another WatchReply, the same watch
-  kBarrier = 19,     // Barrier → End BarrierReply
-  kMounts = 20,      // Mounts → End MountsReply
+  kProcInput = 13,    // ProcInput → End ProcInputReply, sent when the bytes were written to the process
+  kProcSignal = 14,   // ProcSignal → End {}
+  kProcResize = 15,   // ProcResize → End {}
+  kProcList = 16,     // {} → End ProcListReply
+  kReadLink = 17,     // PathCall → End BytesReply
+  kWatch = 18,        // Watch → End WatchReply (changes.h); once more: another WatchReply, the same watch
+  kBarrier = 19,      // Barrier → End BarrierReply
+  kMounts = 20,       // Mounts → End MountsReply
+  kPushBegin = 24,    // PushBegin → End PushBeginReply (push.h)
+  kPushCompare = 25,  // PushPacked of PushCompareList → End PushCompareReply
+  kPushApply = 26,    // PushPacked of PushBatch → End PushReply
+  kPushPart = 27,     // PushPart → End {}
+  kPushList = 29,     // PushList → chunks: PushListed records, each with a u32 length before it; End {}
+  kPushChunks = 28,   // PushChunks → chunks: PushChunk records; End PushChunksReply
   // notes
   kApply = 32,         // Apply: operations; each is acknowledged by an Event
   kConfirm = 33,       // Confirm: events up to seq are durable here, forget them; new nonce

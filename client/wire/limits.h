@@ -35,4 +35,18 @@ inline constexpr std::uint64_t kMaxCredit = 256ull * 1024 * 1024;
 inline constexpr std::uint32_t kMaxCallsInFlight = 16384;                  // per connection
 inline constexpr std::uint64_t kMaxOpBytesInFlight = 64ull * 1024 * 1024;  // unacknowledged op data
 
+// A push (push.h). Bodies are one zstd frame each.
+inline constexpr std::size_t kDigestBytes = 16;
+inline constexpr std::size_t kMaxPushBody =
+    kMaxMessage - 64 * 1024;                                    // packed, with room for what is beside it
+inline constexpr std::size_t kMaxPushRaw = 8 * 1024 * 1024;     // unpacked
+inline constexpr std::size_t kMaxPushEntries = 4096;            // of one batch
+inline constexpr std::size_t kMaxPushFile = 1024 * 1024;        // bytes of a file that travels in a batch
+inline constexpr std::size_t kMaxPushChecks = 65536;            // of one list
+inline constexpr std::size_t kMaxPushSegments = 16384;          // of one part
+inline constexpr std::size_t kMaxPushStages = 64;               // files that a cut sync left half sent
+inline constexpr std::size_t kMaxPushDirs = 1024;               // of one listing
+inline constexpr std::size_t kMaxPushChunks = 4 * 1024 * 1024;  // of one file
+inline constexpr std::uint64_t kMaxPushFileSize = 1ULL << 46;   // 64 TiB
+
 }  // namespace nearbox::wire

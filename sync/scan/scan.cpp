@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <set>
 #include <thread>
+#include <unordered_map>
 #include <utility>
 
 #include <xxhash.h>
@@ -180,12 +181,36 @@ class Scan {
     const bool known = before != nullptr && options_.compare == Compare::kAuto && !before->racy &&
                        same_content(before->stat, node.stat);
     if (!known) {
+      if (before == nullptr && moved_here(path, node)) return;
       if (!observed_before(path, node, before)) jobs_.push_back({&node, row, std::nullopt});
     } else if (before->stat.mode != node.stat.mode) {
       Entry now = *before;  // a chmod moves ctime: this is a file system that does not
       now.stat = node.stat;
       change(ChangeKind::kMode, path, now, before);
     }
+  }
+
+  // Whether the baseline has this very file under another path: below a directory that was renamed nothing
+  // but paths changes. (A file that is renamed itself gets another ctime, and is read.)
+  bool moved_here(std::string_view path, const Node& node) {
+    if (options_.compare == Compare::kContent || node.stat.type != Type::kFile) return false;
+    if (by_inode_.empty()) {
+      by_inode_.reserve(baseline_.values.size());
+      for (std::size_t row = 0; row < baseline_.values.size(); ++row) {
+        if (baseline_.values[row].stat.type == Type::kFile)
+          by_inode_.emplace(baseline_.values[row].stat.inode, row);
+      }
+    }
+    const auto found = by_inode_.find(node.stat.inode);
+    if (found == by_inode_.end()) return false;
+    const auto& there = baseline_.values[found->second];
+    if (there.racy || there.stat.device != node.stat.device || !same_content(there.stat, node.stat))
+      return false;
+    Content content;
+    content.stat = node.stat;
+    content.digest = there.digest;
+    decide(path, content, nullptr);
+    return true;
   }
 
   // Whether an earlier scan read this very state, which waits to be pushed.
@@ -336,6 +361,7 @@ class Scan {
   Baseline baseline_;
   Tree tree_;
   std::vector<Job> jobs_;
+  std::unordered_map<std::uint64_t, std::size_t> by_inode_;  // files of the baseline; made when it is needed
   ScanResult result_;
 };
 

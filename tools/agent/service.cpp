@@ -54,7 +54,8 @@ void answer(channel::Responder& responder, const base::Result<T>& result) {
 
 void Service::on_call(Method method, wire::ByteView payload, ResponderPtr responder) {
   if (session_->poisoned()) return responder->end(ESTALE);
-  if (!file_call(method, payload, responder) && !process_call(method, payload, responder)) {
+  if (!file_call(method, payload, responder) && !push_call(method, payload, responder) &&
+      !process_call(method, payload, responder)) {
     responder->end(ENOSYS);
   }
 }
@@ -115,6 +116,32 @@ bool Service::file_call(Method method, wire::ByteView payload, const ResponderPt
       return true;
     case Method::kSubscribe:
       now<wire::Subscribe>(payload, responder, [&](wire::Subscribe&& m) { s->subscribe(m, responder); });
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool Service::push_call(Method method, wire::ByteView payload, const ResponderPtr& responder) {
+  auto& pusher = session_->pusher();
+  switch (method) {
+    case Method::kPushBegin:
+      now<wire::PushBegin>(payload, responder, [&](auto&& m) { pusher.begin(std::move(m), responder); });
+      return true;
+    case Method::kPushCompare:
+      now<wire::PushPacked>(payload, responder, [&](auto&& m) { pusher.compare(std::move(m), responder); });
+      return true;
+    case Method::kPushApply:
+      now<wire::PushPacked>(payload, responder, [&](auto&& m) { pusher.apply(std::move(m), responder); });
+      return true;
+    case Method::kPushPart:
+      now<wire::PushPart>(payload, responder, [&](auto&& m) { pusher.part(std::move(m), responder); });
+      return true;
+    case Method::kPushList:
+      now<wire::PushList>(payload, responder, [&](auto&& m) { pusher.list(std::move(m), responder); });
+      return true;
+    case Method::kPushChunks:
+      now<wire::PushChunks>(payload, responder, [&](auto&& m) { pusher.chunks(std::move(m), responder); });
       return true;
     default:
       return false;

@@ -22,6 +22,7 @@ class Service final : public channel::CallHandler {
 
  private:
   bool file_call(wire::Method method, wire::ByteView payload, const channel::ResponderPtr& responder);
+  bool push_call(wire::Method method, wire::ByteView payload, const channel::ResponderPtr& responder);
   bool process_call(wire::Method method, wire::ByteView payload, const channel::ResponderPtr& responder);
   bool note(wire::Method method, wire::ByteView payload);
 

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "client/base/fault.h"
+#include "tools/agent/fs_path.h"
 #include "tools/agent/tree_stream.h"
 
 namespace nearbox::agent {
@@ -51,6 +52,11 @@ Session::Session(const wire::SessionId& id, std::uint64_t instance, const Identi
           [this](const wire::Op& op) {
             return op.path2.empty() ? lane(op.root, op.path) : lane(op.root, {op.path, op.path2});
           }),
+      pusher_(
+          who_, roots, [this](const wire::RootOpen& call) { return open_root(call); },
+          [this](const RootPtr& root, const std::string& path, const Stat* st, bool made) {
+            pushed(root, path, st, made);
+          }),
       trees_("trees", kTreeThreads),
       pumps_("event-pump", kMaxSubscriptions) {}
 
@@ -73,6 +79,7 @@ void Session::close() {
   watcher_.forget(this);  // a watch call may have begun since
   streams.stop();
   trees_.stop();
+  pusher_.stop();
   pumps_.stop();
 }
 
@@ -157,6 +164,20 @@ void Session::run_op(const wire::Op& op) {
   if (!recorded) return poison("event log full");
   writing.reset();
   watcher_.op_told(begun, change);
+}
+
+// A push is told to everybody, its own client included: it has no overlay of it.
+void Session::pushed(const RootPtr& root, const std::string& path, const Stat* st, bool made) {
+  if (!watcher_.watching()) return;
+  OwnChange change;
+  change.root = root;
+  change.paths.push_back(path);
+  change.made = made || (st != nullptr && S_ISDIR(st->st_mode));
+  if (st != nullptr) {
+    if (S_ISREG(st->st_mode)) (void)Versions::process().bump(node_of(*st));
+    change.attr = make_attr(*st);
+  }
+  watcher_.op_applied(nullptr, std::move(change));
 }
 
 base::Result<wire::WatchReply> Session::watch(const wire::Watch& call) {

@@ -24,6 +24,7 @@
 #include "tools/agent/parking.h"
 #include "tools/agent/passwd.h"
 #include "tools/agent/proc_table.h"
+#include "tools/agent/pusher.h"
 #include "tools/agent/reader.h"
 #include "tools/agent/roots.h"
 #include "tools/agent/tree_walk.h"
@@ -103,6 +104,7 @@ class Session {
   WorkerPool::Lane lane(std::uint32_t root, const std::vector<std::string>& paths);
 
   ProcTable& procs() { return *procs_; }
+  Pusher& pusher() { return pusher_; }
   ReadContext reads() { return {who_, roots, orphans}; }
 
   RootTable roots;
@@ -124,6 +126,7 @@ class Session {
   void run_op(const wire::Op& op);
   OwnChange own_change(const wire::Op& op, const wire::OpDone& done);
   void pump(std::uint64_t after, channel::Responder& responder);
+  void pushed(const RootPtr& root, const std::string& path, const Stat* st, bool made);
 
   const wire::SessionId id_;
   const std::uint64_t instance_;
@@ -143,6 +146,7 @@ class Session {
   std::unique_ptr<ProcTable> procs_;
   OpContext op_context_;
   Executor executor_;
+  Pusher pusher_;
   WorkerPool trees_;
   WorkerPool pumps_;  // last: their threads use the others
 };

@@ -40,6 +40,7 @@ void add_exec(CLI::App& parser, App& app);
 void add_status(CLI::App& parser, App& app);  // status, flush
 void add_top(CLI::App& parser, App& app);
 void add_doctor(CLI::App& parser, App& app);
+void add_sync(CLI::App& parser, App& app);
 void add_why(CLI::App& parser, App& app);
 
 }  // namespace nearbox::cli

@@ -58,6 +58,7 @@ int run(int argc, char** argv) {
   add_sandbox(parser, app);
   add_serve(parser, app);
   add_doctor(parser, app);
+  add_sync(parser, app);
   add_why(parser, app);
   if (argc > 1 && argv[1][0] != '-' && !known_command(parser, argv[1])) {
     return fail(app, api::make_error(api::ErrorCode::kArgUnknown,

@@ -25,6 +25,7 @@
 #include "tools/daemon/layout.h"
 #include "tools/daemon/mounts.h"
 #include "tools/daemon/service.h"
+#include "tools/daemon/sync_session.h"
 
 namespace nearbox::daemon {
 namespace {
@@ -213,6 +214,14 @@ void Daemon::answer(ControlConnection& connection, const nlohmann::json& message
         log_.warn("event=not_settled errno=" + std::to_string(error));
       }
     });
+    return;
+  }
+  if (op == "sync") {
+    if (auto up = engine_->wait_up(deadline); !up) {
+      (void)connection.write_json({{"error", error_object(up.error())}}, Clock::now() + 5s);
+      return;
+    }
+    SyncSession(engine_->link(), connection, engine_->name(), log_).run(message);
     return;
   }
   auto result = handle(op, message, deadline);
