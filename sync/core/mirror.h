@@ -90,7 +90,10 @@ class Mirror {
   // The node a name leads to; kNoNode when the mirror has no such name (see listing()).
   NodeIndex lookup(NodeIndex dir, std::string_view name) const;
   NodeIndex parent(NodeIndex dir) const;  // of a directory; the root is its own
-  // Whether what is known of a node may be shown: no directory that names it is kStale.
+  // What it holds, which may be less than all, is perhaps not true any more: kStale, or it was when it
+  // collapsed, or it was distrusted since.
+  bool doubted(NodeIndex dir) const;
+  // Whether what is known of a node may be shown: no directory that names it is doubted.
   bool proven(NodeIndex node) const;
   // The directory that is to be listed so that it is; kNoNode when it is proven.
   NodeIndex prover(NodeIndex node) const;
@@ -128,7 +131,7 @@ class Mirror {
   // Another agent counts from now on: its versions say nothing beside those that are known.
   void forget_versions();
   // What is known of the entries of `dir`, with `recursive` of everything below it, may be out of date:
-  // kStale; with `content` the files' bytes too. Tells kAll when very much is concerned.
+  // kStale, or doubted where it was not all that it holds; with `content` the files' bytes too. Tells kAll when very much is concerned.
   void distrust(NodeIndex dir, bool recursive, bool content, Changes& changes);
 
   // One block of a tree stream below `base`: adds and updates entries; with the last block of a
@@ -151,7 +154,7 @@ class Mirror {
 
   // ---- a bound for the number of names
   // A directory collapses: its names go, but for those that lead to a pinned node or to a directory that has
-  // names itself, and it is kUnknown. Whoever looks into it has it listed again; names come back with the
+  // names itself, and it is kUnknown, doubted if it was. Whoever looks into it has it listed again; names come back with the
   // cookies they had, for readers who stand among them (unless very many went since). What is kept stays
   // findable, by events too, until its pins are gone; then it goes as well, and so does an unpinned directory
   // without names in a collapsed one. What a pinned directory's listing was is told to be forgotten, and of

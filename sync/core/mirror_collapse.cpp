@@ -113,6 +113,7 @@ bool Mirror::Impl::needed(NodeIndex node) const {
 void Mirror::Impl::collapse(NodeIndex in, Changes& changes) {
   leave_line(in);
   const auto entries = std::exchange(dir(in).entries, {});
+  const bool doubted = dir(in).in_doubt || dir(in).listing == Listing::kStale;
   dir(in).listing = Listing::kUnknown;
   dir(in).error = 0;
   dir(in).collapsed = true;
@@ -131,6 +132,7 @@ void Mirror::Impl::collapse(NodeIndex in, Changes& changes) {
     discard(d);
     release(node);
   });
+  dir(in).in_doubt = doubted && needed(in);
   dir(in).entries.trim();
   collapse_empty(in);
 }

@@ -49,8 +49,9 @@ struct Dir {
   EntryList entries;
   std::int32_t error = 0;
   Listing listing = Listing::kUnknown;
-  bool in_line = false;           // of those that may collapse: Impl::line
-  bool collapsed = false;         // names whose nodes lose their last pin go
+  bool in_line : 1 = false;       // of those that may collapse: Impl::line
+  bool collapsed : 1 = false;     // names whose nodes lose their last pin go
+  bool in_doubt : 1 = false;      // kUnknown or kPartial, and what it holds is of before it was kStale
   mutable std::uint8_t used = 0;  // looked at since it came to its place in the line; set by readers
   std::uint32_t before = 0;       // node of the neighbour in the line that came to it earlier …
   std::uint32_t after = 0;        // … and later

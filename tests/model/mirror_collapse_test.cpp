@@ -168,6 +168,44 @@ TEST_F(MirrorCollapse, LostChangesAreToldOfCollapsedDirectoriesToo) {
   EXPECT_TRUE(told(Change::Kind::kListing, dirs[2]));
 }
 
+TEST_F(MirrorCollapse, WhatIsInDoubtStaysSoUntilItIsListed) {
+  const auto dir = dirs[2];
+  const auto file = mirror.lookup(dir, "f4");
+  mirror.pin(dir);
+  mirror.pin(file);
+  mirror.distrust(Mirror::kRoot, true, false, changes);
+  ASSERT_EQ(mirror.prover(file), dir);
+  ASSERT_TRUE(mirror.collapse(dir, changes));
+  EXPECT_EQ(mirror.listing(dir), Listing::kUnknown) << "what it holds is not all";
+  EXPECT_EQ(mirror.prover(file), dir);
+  ASSERT_TRUE(mirror.collapse(dir, changes));
+  EXPECT_EQ(mirror.prover(file), dir) << "and again";
+
+  wire::TreeBlock block;
+  block.path = "d2";
+  block.attr = mirror.attr(dir);
+  block.flags = wire::kTreeMore;
+  block.entries.push_back({"f0", attr_of(1020), {}});
+  mirror.apply_block(Mirror::kRoot, block, changes, {}, 7);
+  EXPECT_EQ(mirror.prover(file), dir) << "it did not come yet";
+  block.flags = 0;
+  block.entries = {{"f4", attr_of(1024), {}}};
+  mirror.apply_block(Mirror::kRoot, block, changes, {}, 7);
+  EXPECT_TRUE(mirror.proven(file));
+  ASSERT_TRUE(mirror.collapse(dir, changes));
+  EXPECT_TRUE(mirror.proven(file));
+}
+
+TEST_F(MirrorCollapse, WhatACollapsedDirectoryKeptIsDoubtedByALoss) {
+  const auto file = mirror.lookup(dirs[2], "f4");
+  mirror.pin(file);
+  ASSERT_TRUE(mirror.collapse(dirs[2], changes));
+  EXPECT_TRUE(mirror.proven(file));
+  mirror.distrust(dirs[2], false, false, changes);
+  EXPECT_EQ(mirror.prover(file), dirs[2]);
+  EXPECT_EQ(mirror.listing(dirs[2]), Listing::kUnknown) << "a listing of what it kept would lack the rest";
+}
+
 // Property: whoever reads a directory in pieces sees each name that stays exactly once, though it collapses
 // and is listed again meanwhile, in any order.
 TEST(MirrorCollapseModel, ReadersGoOnWhereTheyWere) {

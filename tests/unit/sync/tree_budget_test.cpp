@@ -214,9 +214,41 @@ TEST_F(TreeBudgetTest, AScanDistrustsAndListsAgainOnDemand) {
 TEST_F(TreeBudgetTest, AnotherAgentIsListedAgainOnDemand) {
   open_and_load();
   walk_all();
+  const auto dir = hold(dir_at(0));
+  ASSERT_EQ(want(dir), 0);
+  const auto changed = hold(dir_at(0) + "/f3"), gone = hold(dir_at(0) + "/f4");
+  std::uint64_t ino = 0;
+  link.do_now([&] {
+    auto& attr = tree.nodes.at(dir_at(0) + "/f3");
+    attr.size = 77, ++attr.ctime_ns, ino = attr.ino;
+    tree.remove(dir_at(0) + "/f4");
+    tree.put(dir_at(0) + "/new", S_IFREG | 0644);
+    tree.remove(dir_at(1)), tree.put("other", S_IFDIR | 0755), tree.put("other/x", S_IFREG | 0644);
+  });
   link.connect(2, false);
-  EXPECT_TRUE(eventually([&] { return listing("") == Listing::kComplete; }));
-  walk_all();
+  // The budget needs its place before anybody looks into it.
+  EXPECT_TRUE(eventually([&] { return at("other") != kNoNode && at(dir_at(1)) == kNoNode; }));
+  ASSERT_EQ(listing(dir_at(0)), Listing::kStale);
+  store->write([&](Mirror& m, Changes& changes) { ASSERT_TRUE(m.collapse(dir, changes)); });
+  for (const auto node : {changed, gone}) {
+    EXPECT_EQ(store->read([&](const Mirror& m) { return m.prover(node); }), dir);
+  }
+  ASSERT_EQ(want(dir), 0);
+  store->read([&](const Mirror& m) {
+    EXPECT_TRUE(m.proven(changed));
+    EXPECT_EQ(m.attr(changed).ino, ino);
+    EXPECT_EQ(m.attr(changed).size, 77u);
+    EXPECT_FALSE(m.alive(gone));
+    std::vector<std::string> names;
+    m.list(dir, 0, [&](std::uint64_t, std::string_view name, NodeIndex) {
+      names.emplace_back(name);
+      return true;
+    });
+    std::sort(names.begin(), names.end());
+    EXPECT_EQ(names, (std::vector<std::string>{"f0", "f1", "f2", "f3", "f5", "f6", "f7", "f8", "new"}));
+  });
+  EXPECT_EQ(want(hold("other")), 0);
+  EXPECT_NE(at("other/x"), kNoNode);
   EXPECT_EQ(streams, 1);
 }
 
