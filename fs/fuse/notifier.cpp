@@ -102,6 +102,7 @@ void Notifier::everything() {
 }
 
 void Notifier::let_go(KernelNotify::Unneeded one) {
+  if (base::fault::active("fs.no_let_go")) return;
   MutexLock lock(mu_);
   if (stopped_ || unneeded_.size() >= kMaxUnneeded) return;
   unneeded_.push_back(std::move(one));

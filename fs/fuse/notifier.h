@@ -63,7 +63,7 @@ class Notifier {
   static constexpr std::size_t kThreads = 3;
   static constexpr std::size_t kMaxThreads = 8;
   static constexpr std::size_t kMaxQueued = 65536;
-  static constexpr std::size_t kMaxUnneeded = 65536;  // more are not told
+  static constexpr std::size_t kMaxUnneeded = 65536;  // more are not told: they are handed in once more
   static constexpr std::size_t kUnneededAtOnce = 256;
   using Name = std::pair<Ino, std::string>;  // in a directory
 

@@ -207,6 +207,23 @@ Mirror::Collapsed Mirror::collapse_oldest(std::size_t down_to, std::size_t exami
   return did;
 }
 
+NodeIndex Mirror::tell_unneeded(NodeIndex from, std::size_t examine, std::size_t most,
+                                Changes& changes) const {
+  const auto& impl = *impl_;
+  const auto told = changes.size();
+  auto node = std::max<NodeIndex>(from, kRoot + 1);
+  for (; examine > 0 && impl.nodes.holds(node) && changes.size() - told < most; --examine, ++node) {
+    const bool held = impl.nodes[node].used && impl.nodes[node].pins > 0;
+    if (!held || (impl.is_dir(node) && impl.dir(node).entries.size() > 0)) continue;
+    for (auto d = impl.nodes[node].names; d != 0; d = impl.dentries[d].next_name) {
+      const auto in = impl.dentries[d].dir;
+      if (impl.dir(in).collapsed)
+        changes.push_back({Change::Kind::kUnneeded, node, in, std::string(impl.name_of(d))});
+    }
+  }
+  return impl.nodes.holds(node) ? node : kNoNode;
+}
+
 bool Mirror::collapsed(NodeIndex dir) const { return impl_->is_dir(dir) && impl_->dir(dir).collapsed; }
 std::size_t Mirror::expanded_dirs() const { return impl_->line.dirs; }
 std::size_t Mirror::expanded_names() const { return impl_->line.names; }

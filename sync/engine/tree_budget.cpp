@@ -84,6 +84,31 @@ void TreeStore::Impl::shrink() {
   shrinking = false;  // the next that adds a name looks again
 }
 
+void TreeStore::Impl::ask_back_soon(std::chrono::milliseconds pause) {
+  later(pause, [this] { ask_back(); });
+}
+
+// Kernels let go of what nobody uses when they are told: at the collapse, but not of what was in use then, or
+// was too much at once. So they are told again, for as long as what they hold is over the budget.
+void TreeStore::Impl::ask_back() {
+  auto pause = kAskPause;
+  const bool over = store.write([&](Mirror& mirror, Changes& changes) {
+    const auto names = mirror.name_count();
+    if (names <= budget) {
+      asked = {};
+      asking_back = false;  // the next that adds a name looks again
+      return false;
+    }
+    asked.at = mirror.tell_unneeded(asked.at, kAskedOfAtOnce, kAskedAtOnce, changes);
+    if (asked.at != kNoNode) return true;
+    const bool helps = names < asked.names || asked.pause == 0ms;
+    asked.pause = pause = helps ? kAskAgainPause : std::min(2 * asked.pause, kLongestAskAgainPause);
+    asked.names = names;
+    return true;
+  });
+  if (over) ask_back_soon(pause);
+}
+
 // ---- the public face
 
 void TreeStore::set_budget(std::size_t names) {

@@ -73,6 +73,18 @@ class Budget(Coherence):
         self.assertGreater(self.tree()["collapsed"], 400)
         self.assertIn(b"tree: expanded directories", self.nb("status").stdout)
 
+    def test_what_the_kernel_was_not_asked_for_once(self):
+        """It is asked for later, so that the bound holds in the end."""
+        entries = 1000
+        self.limit(entries)
+        self.fill(60, 99)
+        self.mounted()
+        self.set_faults("fs.no_let_go")
+        self.walk(self.mnt)
+        self.assertGreater(self.tree()["entries"], 2 * entries)
+        self.set_faults()
+        wait_for(lambda: self.tree()["entries"] <= entries + 256, f"the bound is kept, not {self.tree()}")
+
     def test_a_tree_that_fits_is_whole(self):
         self.limit(5000)
         self.fill(20, 20)

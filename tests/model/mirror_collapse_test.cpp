@@ -168,6 +168,32 @@ TEST_F(MirrorCollapse, LostChangesAreToldOfCollapsedDirectoriesToo) {
   EXPECT_TRUE(told(Change::Kind::kListing, dirs[2]));
 }
 
+TEST_F(MirrorCollapse, TellsAgainOfWhatIsNotNeededInSlices) {
+  std::set<std::string> pinned;
+  for (const int f : {1, 4, 7}) {
+    mirror.pin(mirror.lookup(dirs[3], "f" + std::to_string(f)));
+    pinned.insert("f" + std::to_string(f));
+  }
+  mirror.pin(mirror.lookup(dirs[4], "f5"));
+  mirror.pin(dirs[3]);
+  ASSERT_TRUE(mirror.collapse(dirs[3], changes));
+  std::multiset<std::string> again;
+  std::size_t calls = 0;
+  for (NodeIndex node = kNoNode; calls == 0 || node != kNoNode; ++calls) {
+    changes.clear();
+    node = mirror.tell_unneeded(node, 10, 2, changes);
+    EXPECT_LE(changes.size(), 2u);
+    for (const auto& change : changes) {
+      EXPECT_EQ(change.kind, Change::Kind::kUnneeded);
+      EXPECT_EQ(change.dir, dirs[3]);
+      EXPECT_EQ(change.node, mirror.lookup(dirs[3], change.name));
+      again.insert(change.name);
+    }
+  }
+  EXPECT_EQ(again, (std::multiset<std::string>(pinned.begin(), pinned.end())));
+  EXPECT_GE(calls, 11u);
+}
+
 TEST_F(MirrorCollapse, WhatIsInDoubtStaysSoUntilItIsListed) {
   const auto dir = dirs[2];
   const auto file = mirror.lookup(dir, "f4");

@@ -182,6 +182,26 @@ TEST_F(TreeBudgetTest, WhatKernelsHoldStaysUntilTheyLetGo) {
   walk_all();
 }
 
+TEST_F(TreeBudgetTest, WhatKernelsHoldIsAskedForUntilTheBoundHolds) {
+  open_and_load();
+  std::vector<NodeIndex> held;
+  for (int d = 0; d < 20; ++d) {
+    const auto dir = hold(dir_at(d));
+    ASSERT_EQ(want(dir), 0);
+    for (int f = 0; f < kFiles; ++f) held.push_back(hold(dir_at(d) + "/f" + std::to_string(f)));
+    held.push_back(dir);
+  }
+  walk_all();
+  const auto dir = at(dir_at(0));
+  for (int round = 0; round < 2; ++round) {
+    EXPECT_TRUE(eventually([&] { return told(Change::Kind::kUnneeded, dir, "f3"); })) << round;
+    EXPECT_GT(store->tree_status().names, kBudget);
+    forget_told();
+  }
+  for (const auto node : held) let_go(node);
+  EXPECT_TRUE(eventually([&] { return store->tree_status().names <= kBudget; }));
+}
+
 TEST_F(TreeBudgetTest, ALoadByPathFindsWhatIsNotKnown) {
   open_and_load();
   link.do_now([this] {
