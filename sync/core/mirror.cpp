@@ -249,7 +249,8 @@ void Mirror::apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& 
     if (!frozen) impl_->remove_unseen(dir, seen, newer, changes);
     if (listing(dir) != Listing::kComplete) impl_->dir(dir).entries.trim();
     // Where own operations are under way, names of before them may have come in with the block.
-    const bool doubtful = frozen && (doubted(dir) || (newer != nullptr && listing(dir) != Listing::kComplete));
+    const bool doubtful =
+        frozen && (doubted(dir) || (newer != nullptr && listing(dir) != Listing::kComplete));
     set_listing(dir, doubtful ? Listing::kStale : Listing::kComplete);
   }
   impl_->quiet_dir = kNoNode;

@@ -166,11 +166,16 @@ class Mirror {
   bool collapse(NodeIndex dir, Changes& changes);
   struct Collapsed {
     std::size_t examined = 0, spared = 0, dirs = 0, names = 0;
+    bool unfinished = false;  // so many names went that the rest waits for the next call
+  };
+  struct AtOnce {
+    std::size_t dirs = 0, names = 0;
   };
   // Collapses directories, the least recently expanded first, until at most `down_to` names are left in those
-  // that are not collapsed, or `examine` of them were looked at. Spared, and the newest afterwards, are those
+  // that are not collapsed, or so many were looked at. What goes of one that is huge goes over several calls:
+  // meanwhile it is collapsed, and the rest is as what is kept. Spared, and the newest afterwards, are those
   // that were looked into since they were last examined, and those to `keep`.
-  Collapsed collapse_oldest(std::size_t down_to, std::size_t examine,
+  Collapsed collapse_oldest(std::size_t down_to, AtOnce at_once,
                             const std::function<bool(NodeIndex dir)>& keep, Changes& changes);
   // Tells kUnneeded once more of pinned nodes that have names in collapsed directories and nothing below
   // them. Looks at `examine` nodes from `from` on (kNoNode: the first), fewer when `most` changes were told,

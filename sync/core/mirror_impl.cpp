@@ -104,6 +104,7 @@ void Mirror::Impl::release(NodeIndex i) {
   if (n.indexed) by_id.erase(i);
   if (S_ISDIR(n.mode)) {
     leave_line(i);
+    stop_dropping(i);
     forget_places(i);
     dirs.give(n.more);
   } else if (S_ISLNK(n.mode)) {
@@ -185,6 +186,7 @@ void Mirror::Impl::clear_tree(NodeIndex top, Changes& changes) {
     const auto in = left.back();
     left.pop_back();
     leave_line(in);
+    stop_dropping(in);
     forget_places(in);
     auto entries = std::exchange(dir(in).entries, {});
     dir(in).listing = Listing::kComplete;

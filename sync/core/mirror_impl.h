@@ -126,9 +126,13 @@ struct Mirror::Impl {
   struct {
     NodeIndex oldest = kNoNode, newest = kNoNode;
     std::size_t dirs = 0, names = 0;
-  } line;                  // directories with names, the least recently expanded first
-  std::size_t pinned = 0;  // nodes with pins
-  Changes late;            // made by methods that tell none; told with the next
+  } line;  // directories with names, the least recently expanded first
+  struct {
+    NodeIndex in = kNoNode;
+    std::uint64_t after = 0;  // the cookie of the last that was looked at
+  } dropping;                 // the collapsed directory whose names are going
+  std::size_t pinned = 0;     // nodes with pins
+  Changes late;               // made by methods that tell none; told with the next
   std::unordered_map<NodeIndex, compact::Places> places;
   std::deque<NodeIndex> places_order;  // oldest first; some went
   std::size_t places_count = 0;
@@ -226,7 +230,10 @@ struct Mirror::Impl {
   void forget_places(NodeIndex in);
   bool being_listed(NodeIndex in) const;
   bool needed(NodeIndex node) const;
-  void collapse(NodeIndex in, Changes& changes);
+  void begin_collapse(NodeIndex in, Changes& changes);
+  std::size_t drop_names(std::size_t most, Changes& changes);
+  void stop_dropping(NodeIndex in);
+  bool keeps(NodeIndex in, DentryIndex d, Changes& changes);
   void forget_name(DentryIndex d);
   void unneeded(NodeIndex node);
   void collapse_empty(NodeIndex in);

@@ -60,26 +60,27 @@ void TreeStore::Impl::shrink() {
     return found != operations.end() && found->second.under_way > 0;
   };
   const bool told_nothing = base::fault::active("sync.no_collapse_inval");
-  bool over = false;
+  bool over = false, collapsed = false;
   store.write([&](Mirror& mirror, Changes& changes) {
-    if (pass.left == 0) {
+    if (pass.left == 0 && !pass.unfinished) {
       pass = {};
       pass.left = mirror.expanded_dirs() - std::min(mirror.expanded_dirs(), kNewestKept);
     }
     const auto examine = std::min(pass.left, kExamineAtOnce);
-    const auto did = mirror.collapse_oldest(down_to, examine, keep, changes);
+    const auto did = mirror.collapse_oldest(down_to, {examine, kDropAtOnce}, keep, changes);
     pass.left -= did.examined;
-    if (did.examined < examine) pass.left = 0;  // there are no more, or it is enough
+    pass.unfinished = did.unfinished;
+    if (did.examined < examine && !did.unfinished) pass.left = 0;  // there are no more, or it is enough
     pass.spared += did.spared;
-    pass.collapsed += did.dirs;
     collapsed_dirs += did.dirs;
+    collapsed = did.dirs != 0;
     if (mirror.expanded_names() <= down_to) pass.left = 0;
     over = mirror.expanded_names() > most;
     if (!told_nothing) return;
     std::erase_if(changes, [](const Change& change) { return change.kind == Change::Kind::kListing; });
   });
-  if (pass.collapsed != 0) go_by_directory();
-  if (pass.left != 0) return shrink_soon(0ms);
+  if (collapsed) go_by_directory();
+  if (pass.left != 0 || pass.unfinished) return shrink_soon(0ms);
   if (over) return shrink_soon(pass.spared != 0 ? kSparedPause : kNothingPause);
   shrinking = false;  // the next that adds a name looks again
 }

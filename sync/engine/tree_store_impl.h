@@ -232,8 +232,10 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   void shrink();
   void ask_back_soon(std::chrono::milliseconds pause);
   void ask_back();
-  static constexpr std::size_t kNewestKept = 8;      // directories just listed, which somebody waits for
-  static constexpr std::size_t kExamineAtOnce = 32;  // with the tree's lock held
+  static constexpr std::size_t kNewestKept = 8;  // directories just listed, which somebody waits for
+  // With the tree's lock held: a few milliseconds.
+  static constexpr std::size_t kExamineAtOnce = 32;
+  static constexpr std::size_t kDropAtOnce = 2048;
   static constexpr auto kSparedPause = std::chrono::milliseconds(5);
   static constexpr auto kNothingPause = std::chrono::seconds(1);
   static constexpr std::size_t kAskedOfAtOnce = 16384;  // nodes looked at with the tree's lock held
@@ -326,7 +328,8 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   std::atomic<bool> shrink_wanted{false};  // … by write(), and not planned yet
   std::atomic<std::uint64_t> collapsed_dirs{0};
   struct {  // of shrink(), one call of which follows the other
-    std::size_t left = 0, spared = 0, collapsed = 0;
+    std::size_t left = 0, spared = 0;
+    bool unfinished = false;
   } pass;
 
   std::atomic<bool> asking_back{false};      // ask_back() is under way or planned

@@ -130,7 +130,7 @@ TEST_F(MirrorCollapse, TheLeastRecentlyExpandedFirst) {
   EXPECT_EQ(mirror.expanded_names(), 110u);
   EXPECT_EQ(mirror.expanded_dirs(), 11u);
   (void)names(dirs[1]);  // looked into: spared once
-  const auto did = mirror.collapse_oldest(80, 100, none, changes);
+  const auto did = mirror.collapse_oldest(80, {100, 1000}, none, changes);
   EXPECT_EQ(did.names, 30u);
   EXPECT_EQ(did.spared, 2u) << "the root too, by the names of the blocks";
   EXPECT_EQ(mirror.listing(dirs[0]), Listing::kUnknown);
@@ -140,7 +140,7 @@ TEST_F(MirrorCollapse, TheLeastRecentlyExpandedFirst) {
   EXPECT_EQ(mirror.listing(dirs[4]), Listing::kComplete);
   EXPECT_EQ(mirror.expanded_names(), 80u);
   const auto kept = mirror.collapse_oldest(
-      0, 100, [&](NodeIndex dir) { return dir == dirs[7]; }, changes);
+      0, {100, 1000}, [&](NodeIndex dir) { return dir == dirs[7]; }, changes);
   EXPECT_EQ(kept.examined, 100u) << "one is kept, and asked for again and again";
   EXPECT_EQ(mirror.listing(dirs[7]), Listing::kComplete);
   EXPECT_EQ(mirror.expanded_names(), 10u);
@@ -232,6 +232,87 @@ TEST_F(MirrorCollapse, WhatACollapsedDirectoryKeptIsDoubtedByALoss) {
   EXPECT_EQ(mirror.listing(dirs[2]), Listing::kUnknown) << "a listing of what it kept would lack the rest";
 }
 
+// A directory of 1,000 names that goes in slices of 100, and what may happen to it meanwhile.
+class MirrorCollapseSlices : public MirrorCollapse {
+ protected:
+  MirrorCollapseSlices() {
+    big = mirror.link(Mirror::kRoot, "big", attr_of(50, S_IFDIR | 0755), {}, changes);
+    mirror.pin(big);
+    list();
+    (void)slice();  // those before it, and the first hundred of it
+    EXPECT_EQ(mirror.listing(big), Listing::kUnknown);
+    EXPECT_TRUE(mirror.collapsed(big));
+    changes.clear();
+  }
+  ~MirrorCollapseSlices() override {
+    for (int i = 0; i < 20; ++i) (void)slice();
+    EXPECT_FALSE(slice().unfinished);
+  }
+  void list() {
+    wire::TreeBlock block;
+    block.path = "big", block.attr = attr_of(50, S_IFDIR | 0755);
+    for (std::uint64_t f = 0; f < 1000; ++f)
+      block.entries.push_back({"b" + std::to_string(f), attr_of(2000 + f), {}});
+    mirror.apply_block(Mirror::kRoot, block, changes);
+  }
+  Mirror::Collapsed slice() {
+    return mirror.collapse_oldest(
+        11, {100, 200}, [&](NodeIndex dir) { return dir == kept; }, changes);
+  }
+  NodeIndex big = kNoNode, kept = kNoNode;
+};
+
+TEST_F(MirrorCollapseSlices, AreBoundedAndEnd) {
+  const auto held = mirror.lookup(big, "b999");
+  ASSERT_NE(held, kNoNode);
+  mirror.pin(held);
+  EXPECT_LE(mirror.expanded_names(), 11u) << "what is going does not count";
+  std::size_t slices = 0;
+  for (auto did = slice(); did.unfinished; did = slice(), ++slices) {
+    EXPECT_LE(did.names, 200u);
+    EXPECT_TRUE(did.names == 200 || slices >= 3);
+  }
+  EXPECT_GE(slices, 4u);
+  EXPECT_EQ(names(big), (std::set<std::string>{"b999"}));
+  EXPECT_TRUE(told(Change::Kind::kUnneeded, big, "b999"));
+  EXPECT_FALSE(told(Change::Kind::kListing, big)) << "that was told when it began";
+}
+
+TEST_F(MirrorCollapseSlices, AListingEndsThem) {
+  list();
+  EXPECT_EQ(mirror.listing(big), Listing::kComplete);
+  EXPECT_EQ(names(big).size(), 1000u);
+  EXPECT_EQ(mirror.expanded_names(), 1011u);
+}
+
+TEST_F(MirrorCollapseSlices, WhoNeedsItEndsThem) {
+  kept = big;
+  (void)slice();
+  EXPECT_GT(names(big).size(), 500u);
+  EXPECT_GT(mirror.expanded_names(), 500u) << "it goes once nobody needs it";
+  kept = kNoNode;
+  for (int i = 0; i < 10; ++i) (void)slice();
+  EXPECT_TRUE(names(big).empty());
+}
+
+TEST_F(MirrorCollapseSlices, ItMayBeRemoved) {
+  mirror.unpin(big);
+  mirror.unlink(Mirror::kRoot, "big", changes);
+  EXPECT_FALSE(mirror.alive(big));
+  const auto next = mirror.link(Mirror::kRoot, "next", attr_of(51, S_IFDIR | 0755), {}, changes);
+  ASSERT_NE(mirror.link(next, "x", attr_of(52), {}, changes), kNoNode);
+  mirror.set_listing(next, Listing::kComplete);
+  (void)slice();
+  EXPECT_EQ(names(next).size(), 1u);
+}
+
+TEST_F(MirrorCollapseSlices, NewNamesStay) {
+  ASSERT_NE(mirror.link(big, "new", attr_of(51), {}, changes), kNoNode);
+  mirror.pin(mirror.lookup(big, "new"));
+  while (slice().unfinished) continue;
+  EXPECT_EQ(names(big), (std::set<std::string>{"new"}));
+}
+
 // Property: whoever reads a directory in pieces sees each name that stays exactly once, though it collapses
 // and is listed again meanwhile, in any order.
 TEST(MirrorCollapseModel, ReadersGoOnWhereTheyWere) {
@@ -269,7 +350,14 @@ TEST(MirrorCollapseModel, ReadersGoOnWhereTheyWere) {
       if (rng() % 3 == 0) {
         const auto held = mirror.lookup(dir, "n" + std::to_string(rng() % 3000));
         if (held != kNoNode) mirror.pin(held);
-        ASSERT_TRUE(mirror.collapse(dir, changes));
+        if (rng() % 2 == 0) {
+          ASSERT_TRUE(mirror.collapse(dir, changes));
+        } else {
+          for (auto slices = rng() % 4; slices > 0; --slices) {
+            (void)mirror.collapse_oldest(
+                0, {2, 1 + rng() % 1000}, [](NodeIndex) { return false; }, changes);
+          }
+        }
         if (held != kNoNode) mirror.unpin(held);
         for (int i = 0; i < 20; ++i) {
           const auto gone = "n" + std::to_string(rng() % 3000);
