@@ -291,6 +291,7 @@ std::size_t Mirror::memory_bytes() const {
                       impl_->by_name.memory_bytes();
   impl_->dirs.each([&](const Dir& dir) { bytes += dir.entries.memory_bytes(); });
   bytes += impl_->places_count * sizeof(std::pair<std::uint64_t, std::uint64_t>);
+  bytes += impl_->places_order.size() * (sizeof(compact::Places) + 64);
   for (const auto& [key, seen] : impl_->unfinished) bytes += 80 + seen.capacity() * sizeof(seen[0]);
   return bytes;
 }

@@ -81,22 +81,20 @@ std::uint64_t Mirror::Impl::place_of(NodeIndex in, std::string_view name) {
 void Mirror::Impl::remember_place(NodeIndex in, DentryIndex d) {
   if (nodes[in].pins == 0) return;  // nobody reads it
   const auto [at, fresh] = places.try_emplace(in);
-  if (fresh) places_order.push_back(in);
-  at->second.cookies.emplace_back(hash_of(name_of(d)), dentries[d].cookie);
-  at->second.sorted = false;
-  if (++places_count <= kMaxPlaces && places_order.size() <= 2 * places.size() + 64) return;
-  while (places_count > kMaxPlaces && !places_order.empty()) {
-    const auto oldest = places_order.front();
-    places_order.pop_front();
-    if (oldest != in || places_order.empty()) forget_places(oldest);
-  }
-  std::erase_if(places_order, [&](NodeIndex one) { return !places.contains(one); });
+  auto& known = at->second;
+  if (fresh) known.in_order = places_order.insert(places_order.end(), in);
+  known.cookies.emplace_back(hash_of(name_of(d)), dentries[d].cookie);
+  known.sorted = false;
+  if (++places_count <= kMaxPlaces) return;
+  places_order.splice(places_order.end(), places_order, known.in_order);
+  forget_places(places_order.front());
 }
 
 void Mirror::Impl::forget_places(NodeIndex in) {
   const auto found = places.empty() ? places.end() : places.find(in);
   if (found == places.end()) return;
   places_count -= found->second.cookies.size();
+  places_order.erase(found->second.in_order);
   places.erase(found);
 }
 

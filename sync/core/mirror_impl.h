@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <deque>
 #include <functional>
+#include <list>
 #include <map>
 #include <string>
 #include <string_view>
@@ -61,6 +61,7 @@ struct Dir {
 struct Places {
   std::vector<std::pair<std::uint64_t, std::uint64_t>> cookies;  // by hash of the name; 0: given again
   bool sorted = true;
+  std::list<NodeIndex>::iterator in_order{};
 };
 
 // Device numbers by a small index, counted, so that none stays after its last node.
@@ -134,7 +135,7 @@ struct Mirror::Impl {
   std::size_t pinned = 0;     // nodes with pins
   Changes late;               // made by methods that tell none; told with the next
   std::unordered_map<NodeIndex, compact::Places> places;
-  std::deque<NodeIndex> places_order;  // oldest first; some went
+  std::list<NodeIndex> places_order;  // of `places`, oldest first
   std::size_t places_count = 0;
   static constexpr std::size_t kMaxPlaces = 512 * 1024;  // 16 bytes each
 

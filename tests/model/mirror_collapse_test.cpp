@@ -232,6 +232,44 @@ TEST_F(MirrorCollapse, WhatACollapsedDirectoryKeptIsDoubtedByALoss) {
   EXPECT_EQ(mirror.listing(dirs[2]), Listing::kUnknown) << "a listing of what it kept would lack the rest";
 }
 
+TEST_F(MirrorCollapse, PlacesDoNotGrowWithTheNumberOfCollapses) {
+  mirror.pin(dirs[0]);
+  mirror.pin(dirs[1]);
+  ASSERT_TRUE(mirror.collapse(dirs[1], changes));
+  std::size_t bytes = 0;
+  for (int round = 0; round < 1000; ++round) {
+    fill(0);
+    ASSERT_TRUE(mirror.collapse(dirs[0], changes));
+    changes.clear();
+    if (round == 10) bytes = mirror.memory_bytes();
+  }
+  EXPECT_EQ(mirror.memory_bytes(), bytes);
+}
+
+// More than is remembered: those of the directories that collapsed first go.
+TEST_F(MirrorCollapse, PlacesAreBounded) {
+  const auto add = [&](const std::string& name, std::uint64_t ino, std::uint64_t count) {
+    const auto dir = mirror.link(Mirror::kRoot, name, attr_of(ino, S_IFDIR | 0755), {}, changes);
+    mirror.pin(dir);
+    for (std::uint64_t f = 0; f < count; ++f)
+      (void)mirror.link(dir, "f" + std::to_string(f), attr_of(ino + 1 + f), {}, changes);
+    changes.clear();
+    return dir;
+  };
+  const auto cookie = [&](NodeIndex dir) { return mirror.cookie(dir, mirror.lookup(dir, "f7")); };
+  const auto one = add("one", 1'000'000, 300'000), two = add("two", 2'000'000, 100'000),
+             three = add("three", 3'000'000, 200'000);
+  const auto one_was = cookie(one), two_was = cookie(two), three_was = cookie(three);
+  for (const auto dir : {one, two, three}) ASSERT_TRUE(mirror.collapse(dir, changes));
+  for (const auto& [dir, ino] :
+       {std::pair(one, 1'000'000), std::pair(two, 2'000'000), std::pair(three, 3'000'000)})
+    ASSERT_NE(mirror.link(dir, "f7", attr_of(static_cast<std::uint64_t>(ino) + 8), {}, changes), kNoNode);
+  EXPECT_GT(cookie(one), three_was) << "a new place";
+  EXPECT_EQ(cookie(two), two_was);
+  EXPECT_EQ(cookie(three), three_was);
+  EXPECT_LT(one_was, two_was);
+}
+
 // A directory of 1,000 names that goes in slices of 100, and what may happen to it meanwhile.
 class MirrorCollapseSlices : public MirrorCollapse {
  protected:
