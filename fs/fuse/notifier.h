@@ -126,6 +126,7 @@ class Notifier {
   void run(const std::stop_token& stop) noexcept EXCLUDES(mu_);
   bool step() EXCLUDES(mu_);
   bool step_unneeded() EXCLUDES(mu_);
+  bool may_let_go_locked() const REQUIRES(mu_);
   bool take_locked(Item& item) REQUIRES(mu_);
   bool tell_inode(const Item& item) EXCLUDES(mu_);
   void take_again_locked() REQUIRES(mu_);
