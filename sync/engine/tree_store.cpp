@@ -315,9 +315,7 @@ bool TreeStore::end_operation(NodeIndex dir, const wire::NodeId& id, std::string
 // ---- telling
 
 void TreeStore::queue(Changes&& changes, ChangeListener* except) {
-  if (mirror_.expanded_names() > impl_->budget && !impl_->shrinking.exchange(true)) {
-    impl_->shrink_wanted = true;
-  }
+  if (impl_->may_shrink(mirror_) && !impl_->shrinking.exchange(true)) impl_->shrink_wanted = true;
   if (impl_->by_directory && mirror_.name_count() > impl_->budget && !impl_->asking_back.exchange(true)) {
     impl_->ask_back_wanted = true;
   }

@@ -230,6 +230,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   void distrust_below(const std::string& path);
   void shrink_soon(std::chrono::milliseconds pause);
   void shrink();
+  bool may_shrink(const Mirror& mirror) const;
   void ask_back_soon(std::chrono::milliseconds pause);
   void ask_back();
   static constexpr std::size_t kNewestKept = 8;  // directories just listed, which somebody waits for
@@ -237,7 +238,6 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   static constexpr std::size_t kExamineAtOnce = 32;
   static constexpr std::size_t kDropAtOnce = 2048;
   static constexpr auto kSparedPause = std::chrono::milliseconds(5);
-  static constexpr auto kNothingPause = std::chrono::seconds(1);
   static constexpr std::size_t kAskedOfAtOnce = 16384;  // nodes looked at with the tree's lock held
   static constexpr std::size_t kAskedAtOnce = 2048;     // told of these
   static constexpr auto kAskPause = std::chrono::milliseconds(20);         // between them
@@ -328,7 +328,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   std::atomic<bool> shrink_wanted{false};  // … by write(), and not planned yet
   std::atomic<std::uint64_t> collapsed_dirs{0};
   struct {  // of shrink(), one call of which follows the other
-    std::size_t left = 0, spared = 0;
+    std::size_t left = 0;
     bool unfinished = false;
   } pass;
 

@@ -165,6 +165,22 @@ TEST_F(TreeBudgetTest, AWalkOverEverythingKeepsTheBound) {
   EXPECT_EQ(streams, 1);
 }
 
+// The newest eight alone are over the bound.
+TEST_F(TreeBudgetTest, WhatIsExpandedNextIsNotWaitedFor) {
+  store->set_budget(20);
+  open_and_load();
+  const auto end = std::chrono::steady_clock::now() + 20s;
+  for (int d = 0; d < kDirs; ++d) {
+    const auto dir = hold(dir_at(d));
+    ASSERT_EQ(want(dir), 0);
+    let_go(dir);
+    ASSERT_TRUE(eventually([&] {
+      return store->read([](const Mirror& m) { return m.expanded_dirs(); }) <= 8;
+    })) << d;
+    ASSERT_LT(std::chrono::steady_clock::now(), end) << d;
+  }
+}
+
 TEST_F(TreeBudgetTest, WhatKernelsHoldStaysUntilTheyLetGo) {
   open_and_load();
   const auto dir = hold(dir_at(0));
