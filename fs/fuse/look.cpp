@@ -34,7 +34,7 @@ Session::Look Session::look(Ino parent, const std::string& name, bool proved, fu
   const auto decide = [&](const sync::Mirror& mirror, NodeIndex& child) {
     child = mirror.lookup(dir, name);
     const auto listing = mirror.listing(dir);
-    if (listing == Listing::kStale && !proved) return Look::kWant;
+    if (mirror.doubted(dir) && !proved) return Look::kWant;
     if (child != kNoNode) return Look::kEntry;
     switch (listing) {
       case Listing::kComplete:

@@ -53,7 +53,7 @@ bool Session::prove_name_first(Request& request, Ino parent, const std::string& 
   const auto dir = inodes_.node(parent);
   const bool wait = services_.tree.read([&](const sync::Mirror& mirror) {
     const auto listing = mirror.listing(dir);
-    if (listing == sync::Listing::kStale) return true;
+    if (mirror.doubted(dir)) return true;
     const bool whole = listing == sync::Listing::kComplete || listing == sync::Listing::kFailed;
     return !whole && mirror.alive(dir) && mirror.lookup(dir, name) == kNoNode;
   });

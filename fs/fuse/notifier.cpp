@@ -102,18 +102,24 @@ void Notifier::everything() {
 }
 
 void Notifier::let_go(KernelNotify::Unneeded one) {
+  if (base::fault::active("fs.no_let_go")) return;
   MutexLock lock(mu_);
   if (stopped_ || unneeded_.size() >= kMaxUnneeded) return;
   unneeded_.push_back(std::move(one));
   wake_.notify_one();
 }
 
-// One thread at a time, so that the others are there for what cannot wait.
+// One thread at a time, and never the last one outside of the kernel, which may hold it: the others are there
+// for what cannot wait. The next that comes back goes on with it.
+bool Notifier::may_let_go_locked() const {
+  return !stopped_ && !letting_go_ && !unneeded_.empty() && sending_ + 1 < threads_.size();
+}
+
 bool Notifier::step_unneeded() {
   std::vector<KernelNotify::Unneeded> some;
   {
     MutexLock lock(mu_);
-    if (stopped_ || letting_go_ || unneeded_.empty()) return false;
+    if (!may_let_go_locked()) return false;
     const auto count = std::min(unneeded_.size(), kUnneededAtOnce);
     const auto end = unneeded_.begin() + static_cast<std::ptrdiff_t>(count);
     some.assign(std::make_move_iterator(unneeded_.begin()), std::make_move_iterator(end));
@@ -146,7 +152,7 @@ void Notifier::run(const std::stop_token& stop) noexcept {
   while (!stop.stop_requested()) {
     if (step() || step_unneeded()) continue;
     MutexLock lock(mu_);
-    if (!ready_.empty() || everything_ || stopped_ || (!unneeded_.empty() && !letting_go_)) continue;
+    if (!ready_.empty() || everything_ || stopped_ || may_let_go_locked()) continue;
     wake_.wait_until(mu_, again_.empty() ? Clock::now() + kLook : again_.begin()->first);
   }
 }

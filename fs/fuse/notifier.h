@@ -63,7 +63,7 @@ class Notifier {
   static constexpr std::size_t kThreads = 3;
   static constexpr std::size_t kMaxThreads = 8;
   static constexpr std::size_t kMaxQueued = 65536;
-  static constexpr std::size_t kMaxUnneeded = 65536;  // more are not told
+  static constexpr std::size_t kMaxUnneeded = 65536;  // more are not told: they are handed in once more
   static constexpr std::size_t kUnneededAtOnce = 256;
   using Name = std::pair<Ino, std::string>;  // in a directory
 
@@ -126,6 +126,7 @@ class Notifier {
   void run(const std::stop_token& stop) noexcept EXCLUDES(mu_);
   bool step() EXCLUDES(mu_);
   bool step_unneeded() EXCLUDES(mu_);
+  bool may_let_go_locked() const REQUIRES(mu_);
   bool take_locked(Item& item) REQUIRES(mu_);
   bool tell_inode(const Item& item) EXCLUDES(mu_);
   void take_again_locked() REQUIRES(mu_);

@@ -149,7 +149,12 @@ void Mirror::set_listing(NodeIndex dir, Listing listing, int error) {
   if (!impl_->is_dir(dir)) return;
   impl_->dir(dir).listing = listing;
   impl_->dir(dir).error = error;
-  if (listing == Listing::kComplete || listing == Listing::kPartial) impl_->now_expanded(dir);
+  if (listing == Listing::kComplete || listing == Listing::kFailed) impl_->dir(dir).in_doubt = false;
+  if (listing != Listing::kUnknown && listing != Listing::kFailed) impl_->now_expanded(dir);
+}
+
+bool Mirror::doubted(NodeIndex dir) const {
+  return impl_->is_dir(dir) && (impl_->dir(dir).listing == Listing::kStale || impl_->dir(dir).in_doubt);
 }
 
 void Mirror::supersede(NodeIndex node, Changes& changes) {
@@ -165,12 +170,13 @@ NodeIndex Mirror::prover(NodeIndex node) const {
     // Its own listing brings its attributes as well as that of the directory above.
     const auto own = listing(node), above = node == kRoot ? Listing::kUnknown : listing(impl.parent(node));
     if (own == Listing::kComplete || own == Listing::kPartial) return kNoNode;
-    if (above == Listing::kComplete || above == Listing::kPartial) return kNoNode;
-    if (own == Listing::kStale) return node;
-    return above == Listing::kStale ? impl.parent(node) : kNoNode;
+    const bool above_doubted = node != kRoot && doubted(impl.parent(node));
+    if (!above_doubted && (above == Listing::kComplete || above == Listing::kPartial)) return kNoNode;
+    if (doubted(node)) return node;
+    return above_doubted ? impl.parent(node) : kNoNode;
   }
   for (auto d = impl.nodes[node].names; d != 0; d = impl.dentries[d].next_name) {
-    if (listing(impl.dentries[d].dir) == Listing::kStale) return impl.dentries[d].dir;
+    if (doubted(impl.dentries[d].dir)) return impl.dentries[d].dir;
   }
   return kNoNode;
 }
@@ -243,7 +249,8 @@ void Mirror::apply_block(NodeIndex base, const wire::TreeBlock& block, Changes& 
     if (!frozen) impl_->remove_unseen(dir, seen, newer, changes);
     if (listing(dir) != Listing::kComplete) impl_->dir(dir).entries.trim();
     // Where own operations are under way, names of before them may have come in with the block.
-    const bool doubtful = frozen && (stale || (newer != nullptr && listing(dir) != Listing::kComplete));
+    const bool doubtful =
+        frozen && (doubted(dir) || (newer != nullptr && listing(dir) != Listing::kComplete));
     set_listing(dir, doubtful ? Listing::kStale : Listing::kComplete);
   }
   impl_->quiet_dir = kNoNode;
@@ -284,6 +291,7 @@ std::size_t Mirror::memory_bytes() const {
                       impl_->by_name.memory_bytes();
   impl_->dirs.each([&](const Dir& dir) { bytes += dir.entries.memory_bytes(); });
   bytes += impl_->places_count * sizeof(std::pair<std::uint64_t, std::uint64_t>);
+  bytes += impl_->places_order.size() * (sizeof(compact::Places) + 64);
   for (const auto& [key, seen] : impl_->unfinished) bytes += 80 + seen.capacity() * sizeof(seen[0]);
   return bytes;
 }

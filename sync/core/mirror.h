@@ -90,7 +90,10 @@ class Mirror {
   // The node a name leads to; kNoNode when the mirror has no such name (see listing()).
   NodeIndex lookup(NodeIndex dir, std::string_view name) const;
   NodeIndex parent(NodeIndex dir) const;  // of a directory; the root is its own
-  // Whether what is known of a node may be shown: no directory that names it is kStale.
+  // What it holds, which may be less than all, is perhaps not true any more: kStale, or it was when it
+  // collapsed, or it was distrusted since.
+  bool doubted(NodeIndex dir) const;
+  // Whether what is known of a node may be shown: no directory that names it is doubted.
   bool proven(NodeIndex node) const;
   // The directory that is to be listed so that it is; kNoNode when it is proven.
   NodeIndex prover(NodeIndex node) const;
@@ -128,7 +131,8 @@ class Mirror {
   // Another agent counts from now on: its versions say nothing beside those that are known.
   void forget_versions();
   // What is known of the entries of `dir`, with `recursive` of everything below it, may be out of date:
-  // kStale; with `content` the files' bytes too. Tells kAll when very much is concerned.
+  // kStale, or doubted where it was not all that it holds; with `content` the files' bytes too. Tells kAll
+  // when very much is concerned.
   void distrust(NodeIndex dir, bool recursive, bool content, Changes& changes);
 
   // One block of a tree stream below `base`: adds and updates entries; with the last block of a
@@ -151,23 +155,32 @@ class Mirror {
 
   // ---- a bound for the number of names
   // A directory collapses: its names go, but for those that lead to a pinned node or to a directory that has
-  // names itself, and it is kUnknown. Whoever looks into it has it listed again; names come back with the
-  // cookies they had, for readers who stand among them (unless very many went since). What is kept stays
-  // findable, by events too, until its pins are gone; then it goes as well, and so does an unpinned directory
-  // without names in a collapsed one. What a pinned directory's listing was is told to be forgotten, and of
-  // what is kept for its pins alone, that it is not needed. Nothing else need be told: what no pin holds
-  // nobody shows, and a name that turns up in a collapsed directory is told as one that was absent. That a
-  // name went which is not known here the caller has to tell. False when it is being listed in several
-  // blocks.
+  // names itself, and it is kUnknown, doubted if it was. Whoever looks into it has it listed again; names
+  // come back with the cookies they had, for readers who stand among them (unless very many went since). What
+  // is kept stays findable, by events too, until its pins are gone; then it goes as well, and so does an
+  // unpinned directory without names in a collapsed one. What a pinned directory's listing was is told to be
+  // forgotten, and of what is kept for its pins alone, that it is not needed. Nothing else need be told: what
+  // no pin holds nobody shows, and a name that turns up in a collapsed directory is told as one that was
+  // absent. That a name went which is not known here the caller has to tell. False when it is being listed in
+  // several blocks.
   bool collapse(NodeIndex dir, Changes& changes);
   struct Collapsed {
     std::size_t examined = 0, spared = 0, dirs = 0, names = 0;
+    bool unfinished = false;  // so many names went that the rest waits for the next call
+  };
+  struct AtOnce {
+    std::size_t dirs = 0, names = 0;
   };
   // Collapses directories, the least recently expanded first, until at most `down_to` names are left in those
-  // that are not collapsed, or `examine` of them were looked at. Spared, and the newest afterwards, are those
+  // that are not collapsed, or so many were looked at. What goes of one that is huge goes over several calls:
+  // meanwhile it is collapsed, and the rest is as what is kept. Spared, and the newest afterwards, are those
   // that were looked into since they were last examined, and those to `keep`.
-  Collapsed collapse_oldest(std::size_t down_to, std::size_t examine,
+  Collapsed collapse_oldest(std::size_t down_to, AtOnce at_once,
                             const std::function<bool(NodeIndex dir)>& keep, Changes& changes);
+  // Tells kUnneeded once more of pinned nodes that have names in collapsed directories and nothing below
+  // them. Looks at `examine` nodes from `from` on (kNoNode: the first), fewer when `most` changes were told,
+  // and returns where to go on, kNoNode after the last.
+  NodeIndex tell_unneeded(NodeIndex from, std::size_t examine, std::size_t most, Changes& changes) const;
   bool collapsed(NodeIndex dir) const;  // and not listed since
   std::size_t expanded_dirs() const;    // that have names and may collapse
   std::size_t expanded_names() const;   // in them

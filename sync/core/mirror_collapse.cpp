@@ -45,6 +45,7 @@ void Mirror::Impl::leave_line(NodeIndex in) {
 
 void Mirror::Impl::now_expanded(NodeIndex in) {
   dir(in).collapsed = false;
+  stop_dropping(in);
   if (dir(in).listing == Listing::kComplete) forget_places(in);
   leave_line(in);
   if (dir(in).entries.size() > 0) join_line(in);
@@ -80,22 +81,20 @@ std::uint64_t Mirror::Impl::place_of(NodeIndex in, std::string_view name) {
 void Mirror::Impl::remember_place(NodeIndex in, DentryIndex d) {
   if (nodes[in].pins == 0) return;  // nobody reads it
   const auto [at, fresh] = places.try_emplace(in);
-  if (fresh) places_order.push_back(in);
-  at->second.cookies.emplace_back(hash_of(name_of(d)), dentries[d].cookie);
-  at->second.sorted = false;
-  if (++places_count <= kMaxPlaces && places_order.size() <= 2 * places.size() + 64) return;
-  while (places_count > kMaxPlaces && !places_order.empty()) {
-    const auto oldest = places_order.front();
-    places_order.pop_front();
-    if (oldest != in || places_order.empty()) forget_places(oldest);
-  }
-  std::erase_if(places_order, [&](NodeIndex one) { return !places.contains(one); });
+  auto& known = at->second;
+  if (fresh) known.in_order = places_order.insert(places_order.end(), in);
+  known.cookies.emplace_back(hash_of(name_of(d)), dentries[d].cookie);
+  known.sorted = false;
+  if (++places_count <= kMaxPlaces) return;
+  places_order.splice(places_order.end(), places_order, known.in_order);
+  forget_places(places_order.front());
 }
 
 void Mirror::Impl::forget_places(NodeIndex in) {
   const auto found = places.empty() ? places.end() : places.find(in);
   if (found == places.end()) return;
   places_count -= found->second.cookies.size();
+  places_order.erase(found->second.in_order);
   places.erase(found);
 }
 
@@ -110,29 +109,58 @@ bool Mirror::Impl::needed(NodeIndex node) const {
   return nodes[node].pins > 0 || (is_dir(node) && dir(node).entries.size() > 0);
 }
 
-void Mirror::Impl::collapse(NodeIndex in, Changes& changes) {
+// Its names go with drop_names(): what was not dropped yet is as what is kept.
+void Mirror::Impl::begin_collapse(NodeIndex in, Changes& changes) {
   leave_line(in);
-  const auto entries = std::exchange(dir(in).entries, {});
-  dir(in).listing = Listing::kUnknown;
-  dir(in).error = 0;
-  dir(in).collapsed = true;
+  auto& one = dir(in);
+  one.in_doubt = one.in_doubt || one.listing == Listing::kStale;
+  one.listing = Listing::kUnknown;
+  one.error = 0;
+  one.collapsed = true;
   if (emptied) emptied({devices.number(nodes[in].device), nodes[in].ino, nodes[in].birth});
   // The kernel may have a copy of the listing, which nothing here could correct from now on.
   if (nodes[in].pins > 0) changes.push_back({Change::Kind::kListing, kNoNode, in, {}});
-  entries.each([&](DentryIndex d) {
+  dropping = {in, 0};
+}
+
+// Looks at `most` names at most, and returns how many these were. Fewer: it is through.
+std::size_t Mirror::Impl::drop_names(std::size_t most, Changes& changes) {
+  const auto in = dropping.in;
+  std::vector<DentryIndex> some;
+  dir(in).entries.each_after(dropping.after, dentries, [&](DentryIndex d) {
+    if (some.size() < most) some.push_back(d);
+    return some.size() < most;
+  });
+  if (!some.empty()) dropping.after = dentries[some.back()].cookie;
+  const auto before = dentries.used();
+  for (const auto d : some) {
+    if (keeps(in, d, changes)) continue;
     const auto node = dentries[d].node;
-    if (needed(node)) {
-      dir(in).entries.add(d);
-      if (nodes[node].pins > 0)
-        changes.push_back({Change::Kind::kUnneeded, node, in, std::string(name_of(d))});
-      return;
-    }
     remember_place(in, d);
+    remove_entry(d);
     discard(d);
     release(node);
-  });
+  }
+  // Walks that began between two slices as well: what events told of a name went with it.
+  if (emptied && dentries.used() != before)
+    emptied({devices.number(nodes[in].device), nodes[in].ino, nodes[in].birth});
+  if (some.size() == most) return most;
+  dropping = {};
+  dir(in).in_doubt = dir(in).in_doubt && needed(in);
   dir(in).entries.trim();
   collapse_empty(in);
+  return some.size();
+}
+
+bool Mirror::Impl::keeps(NodeIndex in, DentryIndex d, Changes& changes) {
+  const auto node = dentries[d].node;
+  if (!needed(node)) return false;
+  if (nodes[node].pins > 0) changes.push_back({Change::Kind::kUnneeded, node, in, std::string(name_of(d))});
+  return true;
+}
+
+void Mirror::Impl::stop_dropping(NodeIndex in) {
+  if (dropping.in == in) dropping = {};
 }
 
 // Of a collapsed directory.
@@ -179,30 +207,62 @@ void Mirror::Impl::collapse_empty(NodeIndex in) {
 // ---- the public face
 
 bool Mirror::collapse(NodeIndex dir, Changes& changes) {
-  if (!impl_->is_dir(dir) || !impl_->alive(dir) || impl_->being_listed(dir)) return false;
-  impl_->collapse(dir, changes);
+  auto& impl = *impl_;
+  if (!impl.is_dir(dir) || !impl.alive(dir) || impl.being_listed(dir)) return false;
+  if (impl.dropping.in != kNoNode) impl.drop_names(kMaxNames + 1, changes);
+  if (!impl.alive(dir)) return true;
+  impl.begin_collapse(dir, changes);
+  impl.drop_names(kMaxNames + 1, changes);
   return true;
 }
 
-Mirror::Collapsed Mirror::collapse_oldest(std::size_t down_to, std::size_t examine,
+Mirror::Collapsed Mirror::collapse_oldest(std::size_t down_to, AtOnce at_once,
                                           const std::function<bool(NodeIndex dir)>& keep, Changes& changes) {
   auto& impl = *impl_;
   Collapsed did;
-  while (did.examined < examine && impl.line.names > down_to && impl.line.oldest != kNoNode) {
+  const auto spares = [&](NodeIndex in) { return impl.being_listed(in) || keep(in); };
+  const auto names_before = impl.dentries.used();
+  auto left = std::max<std::size_t>(at_once.names, 1);
+  while (true) {
+    if (const auto in = impl.dropping.in; in != kNoNode && spares(in)) {  // somebody looks into it meanwhile
+      impl.dropping = {};
+      if (impl.dir(in).entries.size() > 0) impl.join_line(in);
+    } else if (in != kNoNode) {
+      left -= impl.drop_names(left, changes);
+    }
+    did.unfinished = left == 0;
+    if (left == 0 || did.examined == at_once.dirs) break;
+    if (impl.line.names <= down_to || impl.line.oldest == kNoNode) break;
     const auto in = impl.line.oldest;
     ++did.examined;
-    if (std::exchange(impl.dir(in).used, 0) != 0 || impl.being_listed(in) || keep(in)) {
+    if (std::exchange(impl.dir(in).used, 0) != 0 || spares(in)) {
       ++did.spared;
       impl.leave_line(in);
       impl.join_line(in);
       continue;
     }
-    const auto before = impl.dentries.used();
-    impl.collapse(in, changes);
-    did.names += before - impl.dentries.used();
+    impl.begin_collapse(in, changes);
     ++did.dirs;
   }
+  did.names = names_before - impl.dentries.used();
   return did;
+}
+
+NodeIndex Mirror::tell_unneeded(NodeIndex from, std::size_t examine, std::size_t most,
+                                Changes& changes) const {
+  const auto& impl = *impl_;
+  const auto told = changes.size();
+  auto node = std::max<NodeIndex>(from, kRoot + 1);
+  for (; examine > 0 && impl.nodes.holds(node) && changes.size() - told < most; --examine, ++node) {
+    const bool held = impl.nodes[node].used && impl.nodes[node].pins > 0;
+    if (!held || (impl.is_dir(node) && impl.dir(node).entries.size() > 0)) continue;
+    for (auto d = impl.nodes[node].names; d != 0; d = impl.dentries[d].next_name) {
+      const auto in = impl.dentries[d].dir;
+      if (impl.dir(in).collapsed)
+        changes.push_back({Change::Kind::kUnneeded, node, in, std::string(impl.name_of(d))});
+    }
+  }
+  return impl.nodes.holds(node) ? node : kNoNode;
 }
 
 bool Mirror::collapsed(NodeIndex dir) const { return impl_->is_dir(dir) && impl_->dir(dir).collapsed; }

@@ -104,6 +104,7 @@ void Mirror::Impl::release(NodeIndex i) {
   if (n.indexed) by_id.erase(i);
   if (S_ISDIR(n.mode)) {
     leave_line(i);
+    stop_dropping(i);
     forget_places(i);
     dirs.give(n.more);
   } else if (S_ISLNK(n.mode)) {
@@ -185,10 +186,11 @@ void Mirror::Impl::clear_tree(NodeIndex top, Changes& changes) {
     const auto in = left.back();
     left.pop_back();
     leave_line(in);
+    stop_dropping(in);
     forget_places(in);
     auto entries = std::exchange(dir(in).entries, {});
     dir(in).listing = Listing::kComplete;
-    dir(in).collapsed = false;
+    dir(in).collapsed = dir(in).in_doubt = false;
     if (entries.size() > 0) tell_listing(in, changes);
     if (emptied && nodes[in].names == 0)
       emptied({devices.number(nodes[in].device), nodes[in].ino, nodes[in].birth});
@@ -230,8 +232,9 @@ void Mirror::Impl::retire(NodeIndex node, Changes& changes) {
 // As retire(), where what was known of the directories that had the names may be wrong in more than that.
 void Mirror::Impl::supersede(NodeIndex node, Changes& changes) {
   for (auto d = nodes[node].names; d != 0; d = dentries[d].next_name) {
-    auto& listing = dir(dentries[d].dir).listing;
-    if (listing == Listing::kComplete) listing = Listing::kStale;
+    auto& in = dir(dentries[d].dir);
+    if (in.listing == Listing::kComplete) in.listing = Listing::kStale;
+    if (in.collapsed) in.in_doubt = true;
   }
   retire(node, changes);
 }
@@ -406,7 +409,9 @@ void Mirror::Impl::distrust(NodeIndex top, bool recursive, bool content, Changes
     tell({Change::Kind::kNegatives, kNoNode, in, {}});
     if (never_shown(now)) continue;
     const bool nothing = now.listing == Listing::kFailed || now.listing == Listing::kUnknown;
-    now.listing = nothing && now.entries.size() == 0 ? Listing::kUnknown : Listing::kStale;
+    // Those it holds are not all, so that it is not kStale, which may be shown once it was listed again.
+    now.listing = nothing ? Listing::kUnknown : Listing::kStale;
+    now.in_doubt = nothing && now.entries.size() > 0;
     tell({Change::Kind::kListing, kNoNode, in, {}});
     now.entries.each([&](DentryIndex d) {
       const auto node = dentries[d].node;

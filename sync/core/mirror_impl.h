@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <deque>
 #include <functional>
+#include <list>
 #include <map>
 #include <string>
 #include <string_view>
@@ -49,8 +49,9 @@ struct Dir {
   EntryList entries;
   std::int32_t error = 0;
   Listing listing = Listing::kUnknown;
-  bool in_line = false;           // of those that may collapse: Impl::line
-  bool collapsed = false;         // names whose nodes lose their last pin go
+  bool in_line : 1 = false;       // of those that may collapse: Impl::line
+  bool collapsed : 1 = false;     // names whose nodes lose their last pin go
+  bool in_doubt : 1 = false;      // kUnknown or kPartial, and what it holds is of before it was kStale
   mutable std::uint8_t used = 0;  // looked at since it came to its place in the line; set by readers
   std::uint32_t before = 0;       // node of the neighbour in the line that came to it earlier …
   std::uint32_t after = 0;        // … and later
@@ -60,6 +61,7 @@ struct Dir {
 struct Places {
   std::vector<std::pair<std::uint64_t, std::uint64_t>> cookies;  // by hash of the name; 0: given again
   bool sorted = true;
+  std::list<NodeIndex>::iterator in_order{};
 };
 
 // Device numbers by a small index, counted, so that none stays after its last node.
@@ -125,11 +127,15 @@ struct Mirror::Impl {
   struct {
     NodeIndex oldest = kNoNode, newest = kNoNode;
     std::size_t dirs = 0, names = 0;
-  } line;                  // directories with names, the least recently expanded first
-  std::size_t pinned = 0;  // nodes with pins
-  Changes late;            // made by methods that tell none; told with the next
+  } line;  // directories with names, the least recently expanded first
+  struct {
+    NodeIndex in = kNoNode;
+    std::uint64_t after = 0;  // the cookie of the last that was looked at
+  } dropping;                 // the collapsed directory whose names are going
+  std::size_t pinned = 0;     // nodes with pins
+  Changes late;               // made by methods that tell none; told with the next
   std::unordered_map<NodeIndex, compact::Places> places;
-  std::deque<NodeIndex> places_order;  // oldest first; some went
+  std::list<NodeIndex> places_order;  // of `places`, oldest first
   std::size_t places_count = 0;
   static constexpr std::size_t kMaxPlaces = 512 * 1024;  // 16 bytes each
 
@@ -225,7 +231,10 @@ struct Mirror::Impl {
   void forget_places(NodeIndex in);
   bool being_listed(NodeIndex in) const;
   bool needed(NodeIndex node) const;
-  void collapse(NodeIndex in, Changes& changes);
+  void begin_collapse(NodeIndex in, Changes& changes);
+  std::size_t drop_names(std::size_t most, Changes& changes);
+  void stop_dropping(NodeIndex in);
+  bool keeps(NodeIndex in, DentryIndex d, Changes& changes);
   void forget_name(DentryIndex d);
   void unneeded(NodeIndex node);
   void collapse_empty(NodeIndex in);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <optional>
 
 #include "client/base/fault.h"
 #include "sync/engine/tree_store_impl.h"
@@ -39,6 +40,11 @@ void TreeStore::Impl::shrink_soon(std::chrono::milliseconds pause) {
   later(pause, [this] { shrink(); });
 }
 
+// The newest directories stay, however large: nothing is done before another one is expanded.
+bool TreeStore::Impl::may_shrink(const Mirror& mirror) const {
+  return mirror.expanded_names() > budget && mirror.expanded_dirs() > kNewestKept;
+}
+
 // One slice of a pass over the directories that had names when the pass began. Each is looked at once: what
 // was looked into since the last pass stays for this one.
 void TreeStore::Impl::shrink() {
@@ -60,28 +66,58 @@ void TreeStore::Impl::shrink() {
     return found != operations.end() && found->second.under_way > 0;
   };
   const bool told_nothing = base::fault::active("sync.no_collapse_inval");
-  bool over = false;
+  bool collapsed = false;
+  std::optional<std::chrono::milliseconds> next;
   store.write([&](Mirror& mirror, Changes& changes) {
-    if (pass.left == 0) {
+    if (pass.left == 0 && !pass.unfinished) {
       pass = {};
       pass.left = mirror.expanded_dirs() - std::min(mirror.expanded_dirs(), kNewestKept);
     }
     const auto examine = std::min(pass.left, kExamineAtOnce);
-    const auto did = mirror.collapse_oldest(down_to, examine, keep, changes);
+    const auto did = mirror.collapse_oldest(down_to, {examine, kDropAtOnce}, keep, changes);
     pass.left -= did.examined;
-    if (did.examined < examine) pass.left = 0;  // there are no more, or it is enough
-    pass.spared += did.spared;
-    pass.collapsed += did.dirs;
+    pass.unfinished = did.unfinished;
+    if (did.examined < examine && !did.unfinished) pass.left = 0;  // there are no more, or it is enough
     collapsed_dirs += did.dirs;
+    collapsed = did.dirs != 0;
     if (mirror.expanded_names() <= down_to) pass.left = 0;
-    over = mirror.expanded_names() > most;
+    if (pass.left != 0 || pass.unfinished) {
+      next = 0ms;
+    } else if (may_shrink(mirror)) {
+      next = kSparedPause;
+    } else {
+      shrinking = false;  // the next that adds a name looks again
+    }
     if (!told_nothing) return;
     std::erase_if(changes, [](const Change& change) { return change.kind == Change::Kind::kListing; });
   });
-  if (pass.collapsed != 0) go_by_directory();
-  if (pass.left != 0) return shrink_soon(0ms);
-  if (over) return shrink_soon(pass.spared != 0 ? kSparedPause : kNothingPause);
-  shrinking = false;  // the next that adds a name looks again
+  if (collapsed) go_by_directory();
+  if (next) shrink_soon(*next);
+}
+
+void TreeStore::Impl::ask_back_soon(std::chrono::milliseconds pause) {
+  later(pause, [this] { ask_back(); });
+}
+
+// Kernels let go of what nobody uses when they are told: at the collapse, but not of what was in use then, or
+// was too much at once. So they are told again, for as long as what they hold is over the budget.
+void TreeStore::Impl::ask_back() {
+  auto pause = kAskPause;
+  const bool over = store.write([&](Mirror& mirror, Changes& changes) {
+    const auto names = mirror.name_count();
+    if (names <= budget) {
+      asked = {};
+      asking_back = false;  // the next that adds a name looks again
+      return false;
+    }
+    asked.at = mirror.tell_unneeded(asked.at, kAskedOfAtOnce, kAskedAtOnce, changes);
+    if (asked.at != kNoNode) return true;
+    const bool helps = names < asked.names || asked.pause == 0ms;
+    asked.pause = pause = helps ? kAskAgainPause : std::min(2 * asked.pause, kLongestAskAgainPause);
+    asked.names = names;
+    return true;
+  });
+  if (over) ask_back_soon(pause);
 }
 
 // ---- the public face

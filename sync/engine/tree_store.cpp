@@ -315,8 +315,9 @@ bool TreeStore::end_operation(NodeIndex dir, const wire::NodeId& id, std::string
 // ---- telling
 
 void TreeStore::queue(Changes&& changes, ChangeListener* except) {
-  if (mirror_.expanded_names() > impl_->budget && !impl_->shrinking.exchange(true)) {
-    impl_->shrink_wanted = true;
+  if (impl_->may_shrink(mirror_) && !impl_->shrinking.exchange(true)) impl_->shrink_wanted = true;
+  if (impl_->by_directory && mirror_.name_count() > impl_->budget && !impl_->asking_back.exchange(true)) {
+    impl_->ask_back_wanted = true;
   }
   if (changes.empty()) return;
   base::MutexLock lock(impl_->tell_mu);
@@ -327,6 +328,7 @@ void TreeStore::queue(Changes&& changes, ChangeListener* except) {
 void TreeStore::tell() {
   auto& impl = *impl_;
   if (impl.shrink_wanted.exchange(false)) impl.shrink_soon(0ms);
+  if (impl.ask_back_wanted.exchange(false)) impl.ask_back_soon(Impl::kAskAgainPause);
   {
     base::MutexLock lock(impl.tell_mu);
     if (impl.telling || impl.to_tell.empty()) return;

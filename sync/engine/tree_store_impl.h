@@ -230,10 +230,19 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   void distrust_below(const std::string& path);
   void shrink_soon(std::chrono::milliseconds pause);
   void shrink();
-  static constexpr std::size_t kNewestKept = 8;      // directories just listed, which somebody waits for
-  static constexpr std::size_t kExamineAtOnce = 32;  // with the tree's lock held
+  bool may_shrink(const Mirror& mirror) const;
+  void ask_back_soon(std::chrono::milliseconds pause);
+  void ask_back();
+  static constexpr std::size_t kNewestKept = 8;  // directories just listed, which somebody waits for
+  // With the tree's lock held: a few milliseconds.
+  static constexpr std::size_t kExamineAtOnce = 32;
+  static constexpr std::size_t kDropAtOnce = 2048;
   static constexpr auto kSparedPause = std::chrono::milliseconds(5);
-  static constexpr auto kNothingPause = std::chrono::seconds(1);
+  static constexpr std::size_t kAskedOfAtOnce = 16384;  // nodes looked at with the tree's lock held
+  static constexpr std::size_t kAskedAtOnce = 2048;     // told of these
+  static constexpr auto kAskPause = std::chrono::milliseconds(20);         // between them
+  static constexpr auto kAskAgainPause = std::chrono::milliseconds(1000);  // doubled when nothing came back
+  static constexpr auto kLongestAskAgainPause = std::chrono::milliseconds(16000);
 
   // ---- what is loaded and wanted (tree_load.cpp)
   void load(const std::string& path, const CompletionPtr& known, const CompletionPtr& done);
@@ -319,8 +328,17 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
   std::atomic<bool> shrink_wanted{false};  // … by write(), and not planned yet
   std::atomic<std::uint64_t> collapsed_dirs{0};
   struct {  // of shrink(), one call of which follows the other
-    std::size_t left = 0, spared = 0, collapsed = 0;
+    std::size_t left = 0;
+    bool unfinished = false;
   } pass;
+
+  std::atomic<bool> asking_back{false};      // ask_back() is under way or planned
+  std::atomic<bool> ask_back_wanted{false};  // … by write(), and not planned yet
+  struct {                                   // of ask_back(), one call of which follows the other
+    NodeIndex at = kNoNode;
+    std::size_t names = 0;  // when the last pass ended
+    std::chrono::milliseconds pause{0};
+  } asked;
 
   base::Mutex mu;  // not held while the tree's lock is taken, nor while anything of others is called
   base::CondVar idle;

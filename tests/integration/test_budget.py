@@ -73,6 +73,18 @@ class Budget(Coherence):
         self.assertGreater(self.tree()["collapsed"], 400)
         self.assertIn(b"tree: expanded directories", self.nb("status").stdout)
 
+    def test_what_the_kernel_was_not_asked_for_once(self):
+        """It is asked for later, so that the bound holds in the end."""
+        entries = 1000
+        self.limit(entries)
+        self.fill(60, 99)
+        self.mounted()
+        self.set_faults("fs.no_let_go")
+        self.walk(self.mnt)
+        self.assertGreater(self.tree()["entries"], 2 * entries)
+        self.set_faults()
+        wait_for(lambda: self.tree()["entries"] <= entries + 256, f"the bound is kept, not {self.tree()}")
+
     def test_a_tree_that_fits_is_whole(self):
         self.limit(5000)
         self.fill(20, 20)
@@ -151,6 +163,60 @@ class Budget(Coherence):
             return self.tree()["collapsed"] > before + 60
 
         wait_for(others, "it collapsed")
+
+    # ---- what is in doubt stays so when it collapses before anybody looks
+
+    def doubted_beside(self, lose):
+        """Files of `d0/e0` are open while changes of them are lost; then its place is needed."""
+        self.limit(60)
+        self.fill(30, 9)
+        self.mounted()
+        self.nb("flush")
+        held, real = f"{self.mnt}/d0/e0", f"{self.dir}/d0/e0"
+        os.listdir(held)
+        open_ = [os.open(f"{held}/f{k}", os.O_RDONLY) for k in (2, 3, 4)]
+        for fd in open_:
+            self.addCleanup(os.close, fd)
+        self.assertEqual(os.pread(open_[0], 100, 0), b"2")
+
+        def change():
+            self.put(f"{real}/f2", b"changed content")
+            os.unlink(f"{real}/f3")
+            os.chmod(f"{real}/f4", 0o600)
+
+        lose(change)
+        self.nb("flush")
+        self.collapsed_again()
+        self.nb("flush")
+        self.assertEqual(os.fstat(open_[0]).st_size, len(b"changed content"))
+        self.assertEqual(os.pread(open_[0], 100, 0), b"changed content")
+        self.assertFalse(os.path.lexists(f"{held}/f3"))
+        self.assertEqual(stat.S_IMODE(os.lstat(f"{held}/f4").st_mode), 0o600)
+        self.assertEqual(sorted(os.listdir(held)), sorted(os.listdir(real)))
+
+    def test_a_new_agent_and_a_collapse(self):
+        def lose(change):
+            agent = self.agent()
+            os.kill(agent, signal.SIGSTOP)
+            change()
+            os.kill(agent, signal.SIGKILL)
+
+        self.doubted_beside(lose)
+
+    def test_an_overflow_and_a_collapse(self):
+        def lose(change):
+            self.set_faults(*(f"agent.drop_changes f{k}" for k in (2, 3, 4)))
+            change()
+            self.nb("flush")
+            self.set_faults("agent.watch_overflow")
+            self.nb("flush")
+            self.set_faults()
+
+        self.doubted_beside(lose)
+
+    def test_nobody_watches_and_a_collapse(self):
+        self.set_faults("agent.no_fanotify", "agent.watch_limit")
+        self.doubted_beside(lambda change: change())
 
     def test_a_reader_goes_on_where_it_was(self):
         self.limit(200)

@@ -130,7 +130,7 @@ TEST_F(MirrorCollapse, TheLeastRecentlyExpandedFirst) {
   EXPECT_EQ(mirror.expanded_names(), 110u);
   EXPECT_EQ(mirror.expanded_dirs(), 11u);
   (void)names(dirs[1]);  // looked into: spared once
-  const auto did = mirror.collapse_oldest(80, 100, none, changes);
+  const auto did = mirror.collapse_oldest(80, {100, 1000}, none, changes);
   EXPECT_EQ(did.names, 30u);
   EXPECT_EQ(did.spared, 2u) << "the root too, by the names of the blocks";
   EXPECT_EQ(mirror.listing(dirs[0]), Listing::kUnknown);
@@ -140,7 +140,7 @@ TEST_F(MirrorCollapse, TheLeastRecentlyExpandedFirst) {
   EXPECT_EQ(mirror.listing(dirs[4]), Listing::kComplete);
   EXPECT_EQ(mirror.expanded_names(), 80u);
   const auto kept = mirror.collapse_oldest(
-      0, 100, [&](NodeIndex dir) { return dir == dirs[7]; }, changes);
+      0, {100, 1000}, [&](NodeIndex dir) { return dir == dirs[7]; }, changes);
   EXPECT_EQ(kept.examined, 100u) << "one is kept, and asked for again and again";
   EXPECT_EQ(mirror.listing(dirs[7]), Listing::kComplete);
   EXPECT_EQ(mirror.expanded_names(), 10u);
@@ -166,6 +166,189 @@ TEST_F(MirrorCollapse, LostChangesAreToldOfCollapsedDirectoriesToo) {
   EXPECT_TRUE(told(Change::Kind::kEntry, Mirror::kRoot, "d2"));
   EXPECT_TRUE(told(Change::Kind::kNegatives, dirs[2]));
   EXPECT_TRUE(told(Change::Kind::kListing, dirs[2]));
+}
+
+TEST_F(MirrorCollapse, TellsAgainOfWhatIsNotNeededInSlices) {
+  std::set<std::string> pinned;
+  for (const int f : {1, 4, 7}) {
+    mirror.pin(mirror.lookup(dirs[3], "f" + std::to_string(f)));
+    pinned.insert("f" + std::to_string(f));
+  }
+  mirror.pin(mirror.lookup(dirs[4], "f5"));
+  mirror.pin(dirs[3]);
+  ASSERT_TRUE(mirror.collapse(dirs[3], changes));
+  std::multiset<std::string> again;
+  std::size_t calls = 0;
+  for (NodeIndex node = kNoNode; calls == 0 || node != kNoNode; ++calls) {
+    changes.clear();
+    node = mirror.tell_unneeded(node, 10, 2, changes);
+    EXPECT_LE(changes.size(), 2u);
+    for (const auto& change : changes) {
+      EXPECT_EQ(change.kind, Change::Kind::kUnneeded);
+      EXPECT_EQ(change.dir, dirs[3]);
+      EXPECT_EQ(change.node, mirror.lookup(dirs[3], change.name));
+      again.insert(change.name);
+    }
+  }
+  EXPECT_EQ(again, (std::multiset<std::string>(pinned.begin(), pinned.end())));
+  EXPECT_GE(calls, 11u);
+}
+
+TEST_F(MirrorCollapse, WhatIsInDoubtStaysSoUntilItIsListed) {
+  const auto dir = dirs[2];
+  const auto file = mirror.lookup(dir, "f4");
+  mirror.pin(dir);
+  mirror.pin(file);
+  mirror.distrust(Mirror::kRoot, true, false, changes);
+  ASSERT_EQ(mirror.prover(file), dir);
+  ASSERT_TRUE(mirror.collapse(dir, changes));
+  EXPECT_EQ(mirror.listing(dir), Listing::kUnknown) << "what it holds is not all";
+  EXPECT_EQ(mirror.prover(file), dir);
+  ASSERT_TRUE(mirror.collapse(dir, changes));
+  EXPECT_EQ(mirror.prover(file), dir) << "and again";
+
+  wire::TreeBlock block;
+  block.path = "d2";
+  block.attr = mirror.attr(dir);
+  block.flags = wire::kTreeMore;
+  block.entries.push_back({"f0", attr_of(1020), {}});
+  mirror.apply_block(Mirror::kRoot, block, changes, {}, 7);
+  EXPECT_EQ(mirror.prover(file), dir) << "it did not come yet";
+  block.flags = 0;
+  block.entries = {{"f4", attr_of(1024), {}}};
+  mirror.apply_block(Mirror::kRoot, block, changes, {}, 7);
+  EXPECT_TRUE(mirror.proven(file));
+  ASSERT_TRUE(mirror.collapse(dir, changes));
+  EXPECT_TRUE(mirror.proven(file));
+}
+
+TEST_F(MirrorCollapse, WhatACollapsedDirectoryKeptIsDoubtedByALoss) {
+  const auto file = mirror.lookup(dirs[2], "f4");
+  mirror.pin(file);
+  ASSERT_TRUE(mirror.collapse(dirs[2], changes));
+  EXPECT_TRUE(mirror.proven(file));
+  mirror.distrust(dirs[2], false, false, changes);
+  EXPECT_EQ(mirror.prover(file), dirs[2]);
+  EXPECT_EQ(mirror.listing(dirs[2]), Listing::kUnknown) << "a listing of what it kept would lack the rest";
+}
+
+TEST_F(MirrorCollapse, PlacesDoNotGrowWithTheNumberOfCollapses) {
+  mirror.pin(dirs[0]);
+  mirror.pin(dirs[1]);
+  ASSERT_TRUE(mirror.collapse(dirs[1], changes));
+  std::size_t bytes = 0;
+  for (int round = 0; round < 1000; ++round) {
+    fill(0);
+    ASSERT_TRUE(mirror.collapse(dirs[0], changes));
+    changes.clear();
+    if (round == 10) bytes = mirror.memory_bytes();
+  }
+  EXPECT_EQ(mirror.memory_bytes(), bytes);
+}
+
+// More than is remembered: those of the directories that collapsed first go.
+TEST_F(MirrorCollapse, PlacesAreBounded) {
+  const auto add = [&](const std::string& name, std::uint64_t ino, std::uint64_t count) {
+    const auto dir = mirror.link(Mirror::kRoot, name, attr_of(ino, S_IFDIR | 0755), {}, changes);
+    mirror.pin(dir);
+    for (std::uint64_t f = 0; f < count; ++f)
+      (void)mirror.link(dir, "f" + std::to_string(f), attr_of(ino + 1 + f), {}, changes);
+    changes.clear();
+    return dir;
+  };
+  const auto cookie = [&](NodeIndex dir) { return mirror.cookie(dir, mirror.lookup(dir, "f7")); };
+  const auto one = add("one", 1'000'000, 300'000), two = add("two", 2'000'000, 100'000),
+             three = add("three", 3'000'000, 200'000);
+  const auto one_was = cookie(one), two_was = cookie(two), three_was = cookie(three);
+  for (const auto dir : {one, two, three}) ASSERT_TRUE(mirror.collapse(dir, changes));
+  for (const auto& [dir, ino] :
+       {std::pair(one, 1'000'000), std::pair(two, 2'000'000), std::pair(three, 3'000'000)})
+    ASSERT_NE(mirror.link(dir, "f7", attr_of(static_cast<std::uint64_t>(ino) + 8), {}, changes), kNoNode);
+  EXPECT_GT(cookie(one), three_was) << "a new place";
+  EXPECT_EQ(cookie(two), two_was);
+  EXPECT_EQ(cookie(three), three_was);
+  EXPECT_LT(one_was, two_was);
+}
+
+// A directory of 1,000 names that goes in slices of 100, and what may happen to it meanwhile.
+class MirrorCollapseSlices : public MirrorCollapse {
+ protected:
+  MirrorCollapseSlices() {
+    big = mirror.link(Mirror::kRoot, "big", attr_of(50, S_IFDIR | 0755), {}, changes);
+    mirror.pin(big);
+    list();
+    (void)slice();  // those before it, and the first hundred of it
+    EXPECT_EQ(mirror.listing(big), Listing::kUnknown);
+    EXPECT_TRUE(mirror.collapsed(big));
+    changes.clear();
+  }
+  ~MirrorCollapseSlices() override {
+    for (int i = 0; i < 20; ++i) (void)slice();
+    EXPECT_FALSE(slice().unfinished);
+  }
+  void list() {
+    wire::TreeBlock block;
+    block.path = "big", block.attr = attr_of(50, S_IFDIR | 0755);
+    for (std::uint64_t f = 0; f < 1000; ++f)
+      block.entries.push_back({"b" + std::to_string(f), attr_of(2000 + f), {}});
+    mirror.apply_block(Mirror::kRoot, block, changes);
+  }
+  Mirror::Collapsed slice() {
+    return mirror.collapse_oldest(
+        11, {100, 200}, [&](NodeIndex dir) { return dir == kept; }, changes);
+  }
+  NodeIndex big = kNoNode, kept = kNoNode;
+};
+
+TEST_F(MirrorCollapseSlices, AreBoundedAndEnd) {
+  const auto held = mirror.lookup(big, "b999");
+  ASSERT_NE(held, kNoNode);
+  mirror.pin(held);
+  EXPECT_LE(mirror.expanded_names(), 11u) << "what is going does not count";
+  std::size_t slices = 0;
+  for (auto did = slice(); did.unfinished; did = slice(), ++slices) {
+    EXPECT_LE(did.names, 200u);
+    EXPECT_TRUE(did.names == 200 || slices >= 3);
+  }
+  EXPECT_GE(slices, 4u);
+  EXPECT_EQ(names(big), (std::set<std::string>{"b999"}));
+  EXPECT_TRUE(told(Change::Kind::kUnneeded, big, "b999"));
+  EXPECT_FALSE(told(Change::Kind::kListing, big)) << "that was told when it began";
+}
+
+TEST_F(MirrorCollapseSlices, AListingEndsThem) {
+  list();
+  EXPECT_EQ(mirror.listing(big), Listing::kComplete);
+  EXPECT_EQ(names(big).size(), 1000u);
+  EXPECT_EQ(mirror.expanded_names(), 1011u);
+}
+
+TEST_F(MirrorCollapseSlices, WhoNeedsItEndsThem) {
+  kept = big;
+  (void)slice();
+  EXPECT_GT(names(big).size(), 500u);
+  EXPECT_GT(mirror.expanded_names(), 500u) << "it goes once nobody needs it";
+  kept = kNoNode;
+  for (int i = 0; i < 10; ++i) (void)slice();
+  EXPECT_TRUE(names(big).empty());
+}
+
+TEST_F(MirrorCollapseSlices, ItMayBeRemoved) {
+  mirror.unpin(big);
+  mirror.unlink(Mirror::kRoot, "big", changes);
+  EXPECT_FALSE(mirror.alive(big));
+  const auto next = mirror.link(Mirror::kRoot, "next", attr_of(51, S_IFDIR | 0755), {}, changes);
+  ASSERT_NE(mirror.link(next, "x", attr_of(52), {}, changes), kNoNode);
+  mirror.set_listing(next, Listing::kComplete);
+  (void)slice();
+  EXPECT_EQ(names(next).size(), 1u);
+}
+
+TEST_F(MirrorCollapseSlices, NewNamesStay) {
+  ASSERT_NE(mirror.link(big, "new", attr_of(51), {}, changes), kNoNode);
+  mirror.pin(mirror.lookup(big, "new"));
+  while (slice().unfinished) continue;
+  EXPECT_EQ(names(big), (std::set<std::string>{"new"}));
 }
 
 // Property: whoever reads a directory in pieces sees each name that stays exactly once, though it collapses
@@ -205,7 +388,14 @@ TEST(MirrorCollapseModel, ReadersGoOnWhereTheyWere) {
       if (rng() % 3 == 0) {
         const auto held = mirror.lookup(dir, "n" + std::to_string(rng() % 3000));
         if (held != kNoNode) mirror.pin(held);
-        ASSERT_TRUE(mirror.collapse(dir, changes));
+        if (rng() % 2 == 0) {
+          ASSERT_TRUE(mirror.collapse(dir, changes));
+        } else {
+          for (auto slices = rng() % 4; slices > 0; --slices) {
+            (void)mirror.collapse_oldest(
+                0, {2, 1 + rng() % 1000}, [](NodeIndex) { return false; }, changes);
+          }
+        }
         if (held != kNoNode) mirror.unpin(held);
         for (int i = 0; i < 20; ++i) {
           const auto gone = "n" + std::to_string(rng() % 3000);

@@ -39,6 +39,7 @@ class Model {
     std::map<std::string, NodeId> entries;
     Listing listing = Listing::kUnknown;
     bool collapsed = false;
+    bool doubted = false;  // since what it holds was distrusted, whether it collapsed or not
     bool needed() const { return pins > 0 || !entries.empty(); }
   };
   std::map<NodeId, Node> nodes;
@@ -70,7 +71,7 @@ class Model {
     if (!nodes.at(id).names.empty()) return;
     while (!nodes.at(id).entries.empty()) unlink(id, nodes.at(id).entries.begin()->first);
     nodes.at(id).listing = Listing::kComplete;
-    nodes.at(id).collapsed = false;
+    nodes.at(id).collapsed = nodes.at(id).doubted = false;
     release(id);
   }
   void forget(NodeId dir, const std::string& name) {  // nobody hears of it
@@ -86,7 +87,26 @@ class Model {
     for (const auto& name : gone) forget(dir, name);
     nodes.at(dir).listing = Listing::kUnknown;
     nodes.at(dir).collapsed = true;
+    if (!nodes.at(dir).needed()) nodes.at(dir).doubted = false;
     collapse_empty(dir);
+  }
+  void distrust(NodeId top, bool recursive) {
+    std::vector<NodeId> left{top};
+    while (!left.empty()) {
+      auto& node = nodes.at(left.back());
+      left.pop_back();
+      if (node.listing == Listing::kUnknown && node.entries.empty() && !node.collapsed) continue;
+      const bool whole = node.listing != Listing::kUnknown && node.listing != Listing::kFailed;
+      node.listing = whole ? Listing::kStale : Listing::kUnknown;
+      node.doubted = whole || !node.entries.empty();
+      for (const auto& [name, id] : node.entries) {
+        if (recursive && S_ISDIR(nodes.at(id).attr.mode)) left.push_back(id);
+      }
+    }
+  }
+  bool proven(NodeId file) const {
+    const auto& names = nodes.at(file).names;
+    return std::none_of(names.begin(), names.end(), [&](auto& name) { return nodes.at(name.first).doubted; });
   }
   void collapse_empty(NodeId dir) {
     while (dir != kRootId && nodes.contains(dir) && !nodes.at(dir).needed() && !nodes.at(dir).names.empty()) {
@@ -153,6 +173,7 @@ class Model {
         unname(old.first, old.second);
       } else {
         node.listing = Listing::kUnknown;
+        node.doubted = false;
       }
     }
     put(dir, name, id);
@@ -265,7 +286,7 @@ class Both {
 
   void step() {
     Changes changes;
-    switch (rng_() % 13) {
+    switch (rng_() % 14) {
       case 0:
       case 1:
       case 2:
@@ -289,6 +310,9 @@ class Both {
         break;
       case 10:
         collapse(changes);
+        break;
+      case 11:
+        distrust(changes);
         break;
       default:
         block(changes);
@@ -318,8 +342,12 @@ class Both {
       if (path) {
         EXPECT_EQ(mirror_.walk(Mirror::kRoot, *path), at);
       }
-      if (!S_ISDIR(node.attr.mode)) continue;
+      if (!S_ISDIR(node.attr.mode)) {
+        EXPECT_EQ(mirror_.proven(at), model_.proven(id));
+        continue;
+      }
       EXPECT_EQ(mirror_.listing(at), node.listing);
+      EXPECT_EQ(mirror_.doubted(at), node.doubted);
       EXPECT_EQ(mirror_.collapsed(at), node.collapsed);
       check_entries(at, node);
     }
@@ -470,6 +498,12 @@ class Both {
     ASSERT_EQ(mirror_.collapse(in_node, changes), !listed);
     if (!listed) model_.collapse(in);
   }
+  void distrust(Changes& changes) {
+    const auto in = dir();
+    const bool recursive = rng_() % 2 == 0;
+    mirror_.distrust(at(in), recursive, rng_() % 2 == 0, changes);
+    model_.distrust(in, recursive);
+  }
   void block(Changes& changes) {
     const auto in = dir();
     const auto in_node = at(in);
@@ -501,6 +535,7 @@ class Both {
     if ((b.flags & wire::kTreeNotExpanded) != 0) return;
     if ((b.flags & wire::kTreeFailed) != 0) {
       node.listing = Listing::kFailed;
+      node.doubted = false;
       unfinished_.erase(key);
       return;
     }
@@ -511,12 +546,13 @@ class Both {
     }
     if ((b.flags & wire::kTreeMore) != 0) {
       unfinished_[key] = seen;
-      if (node.listing != Listing::kComplete) node.listing = Listing::kPartial, node.collapsed = false;
+      if (node.listing != Listing::kComplete && node.listing != Listing::kStale)
+        node.listing = Listing::kPartial, node.collapsed = false;
       return;
     }
     unfinished_.erase(key);
     node.listing = Listing::kComplete;
-    node.collapsed = false;
+    node.collapsed = node.doubted = false;
     std::vector<std::string> gone;
     for (const auto& [n, id] : node.entries) {
       if (!seen.contains(model_.places.at({in, n}))) gone.push_back(n);

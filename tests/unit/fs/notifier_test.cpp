@@ -24,14 +24,17 @@ class Kernel : public KernelNotify {
     return ino != unknown;
   }
   void entry(Ino parent, const std::string& name) override {
-    if (stuck && stuck(parent)) {
-      std::unique_lock lock(mu);
-      EXPECT_TRUE(freed.wait_for(lock, 20s, [&] { return free; }));
-    }
+    if (stuck && stuck(parent)) wait();
     add("e" + std::to_string(parent) + name);
   }
   void let_go(const std::vector<Unneeded>& inodes) override {
+    if (stuck && stuck(inodes.front().parent)) wait();
     for (const auto& one : inodes) add("g" + std::to_string(one.ino));
+  }
+  void wait() {
+    std::unique_lock lock(mu);
+    ++waiting;
+    EXPECT_TRUE(freed.wait_for(lock, 20s, [&] { return free; }));
   }
   void unstick() {
     const std::lock_guard lock(mu);
@@ -59,6 +62,7 @@ class Kernel : public KernelNotify {
   std::atomic<Ino> unknown{0};
   std::function<bool(Ino)> stuck;
   std::condition_variable freed;
+  std::atomic<std::size_t> waiting{0};  // ever
   bool free = false;
 };
 
@@ -212,6 +216,23 @@ TEST_F(NotifierTest, WhatIsNotNeededIsToldUnlessARequestHoldsIt) {
   n.let_go({8, 1, "last", false});
   EXPECT_TRUE(eventually([&] { return kernel.all().contains("g8"); }));
   EXPECT_EQ(kernel.all(), (std::multiset<std::string>{"g4", "g6", "g8"}));
+}
+
+TEST_F(NotifierTest, TheLastThreadDoesNotWaitForWhatIsNotNeeded) {
+  kernel.stuck = [](Ino parent) { return parent < 10; };
+  Notifier n(kernel, source);
+  for (Ino parent = 1; parent < Notifier::kThreads; ++parent) {
+    n.entry(parent, "n");
+    ASSERT_TRUE(eventually([&] { return kernel.waiting == parent; }));
+  }
+  n.let_go({100, 9, "n", false});
+  for (Ino ino = 20; ino < 60; ++ino) {
+    n.attr(ino);
+    ASSERT_TRUE(eventually([&] { return kernel.all().contains("i" + std::to_string(ino) + "a"); }))
+        << "one keeps watch";
+  }
+  kernel.unstick();
+  EXPECT_TRUE(eventually([&] { return kernel.all().contains("g100"); }));
 }
 
 }  // namespace

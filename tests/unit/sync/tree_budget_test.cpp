@@ -165,6 +165,22 @@ TEST_F(TreeBudgetTest, AWalkOverEverythingKeepsTheBound) {
   EXPECT_EQ(streams, 1);
 }
 
+// The newest eight alone are over the bound.
+TEST_F(TreeBudgetTest, WhatIsExpandedNextIsNotWaitedFor) {
+  store->set_budget(20);
+  open_and_load();
+  const auto end = std::chrono::steady_clock::now() + 20s;
+  for (int d = 0; d < kDirs; ++d) {
+    const auto dir = hold(dir_at(d));
+    ASSERT_EQ(want(dir), 0);
+    let_go(dir);
+    ASSERT_TRUE(eventually([&] {
+      return store->read([](const Mirror& m) { return m.expanded_dirs(); }) <= 8;
+    })) << d;
+    ASSERT_LT(std::chrono::steady_clock::now(), end) << d;
+  }
+}
+
 TEST_F(TreeBudgetTest, WhatKernelsHoldStaysUntilTheyLetGo) {
   open_and_load();
   const auto dir = hold(dir_at(0));
@@ -180,6 +196,26 @@ TEST_F(TreeBudgetTest, WhatKernelsHoldStaysUntilTheyLetGo) {
   let_go(held);
   let_go(dir);
   walk_all();
+}
+
+TEST_F(TreeBudgetTest, WhatKernelsHoldIsAskedForUntilTheBoundHolds) {
+  open_and_load();
+  std::vector<NodeIndex> held;
+  for (int d = 0; d < 20; ++d) {
+    const auto dir = hold(dir_at(d));
+    ASSERT_EQ(want(dir), 0);
+    for (int f = 0; f < kFiles; ++f) held.push_back(hold(dir_at(d) + "/f" + std::to_string(f)));
+    held.push_back(dir);
+  }
+  walk_all();
+  const auto dir = at(dir_at(0));
+  for (int round = 0; round < 2; ++round) {
+    EXPECT_TRUE(eventually([&] { return told(Change::Kind::kUnneeded, dir, "f3"); })) << round;
+    EXPECT_GT(store->tree_status().names, kBudget);
+    forget_told();
+  }
+  for (const auto node : held) let_go(node);
+  EXPECT_TRUE(eventually([&] { return store->tree_status().names <= kBudget; }));
 }
 
 TEST_F(TreeBudgetTest, ALoadByPathFindsWhatIsNotKnown) {
@@ -214,9 +250,41 @@ TEST_F(TreeBudgetTest, AScanDistrustsAndListsAgainOnDemand) {
 TEST_F(TreeBudgetTest, AnotherAgentIsListedAgainOnDemand) {
   open_and_load();
   walk_all();
+  const auto dir = hold(dir_at(0));
+  ASSERT_EQ(want(dir), 0);
+  const auto changed = hold(dir_at(0) + "/f3"), gone = hold(dir_at(0) + "/f4");
+  std::uint64_t ino = 0;
+  link.do_now([&] {
+    auto& attr = tree.nodes.at(dir_at(0) + "/f3");
+    attr.size = 77, ++attr.ctime_ns, ino = attr.ino;
+    tree.remove(dir_at(0) + "/f4");
+    tree.put(dir_at(0) + "/new", S_IFREG | 0644);
+    tree.remove(dir_at(1)), tree.put("other", S_IFDIR | 0755), tree.put("other/x", S_IFREG | 0644);
+  });
   link.connect(2, false);
-  EXPECT_TRUE(eventually([&] { return listing("") == Listing::kComplete; }));
-  walk_all();
+  // The budget needs its place before anybody looks into it.
+  EXPECT_TRUE(eventually([&] { return at("other") != kNoNode && at(dir_at(1)) == kNoNode; }));
+  ASSERT_EQ(listing(dir_at(0)), Listing::kStale);
+  store->write([&](Mirror& m, Changes& changes) { ASSERT_TRUE(m.collapse(dir, changes)); });
+  for (const auto node : {changed, gone}) {
+    EXPECT_EQ(store->read([&](const Mirror& m) { return m.prover(node); }), dir);
+  }
+  ASSERT_EQ(want(dir), 0);
+  store->read([&](const Mirror& m) {
+    EXPECT_TRUE(m.proven(changed));
+    EXPECT_EQ(m.attr(changed).ino, ino);
+    EXPECT_EQ(m.attr(changed).size, 77u);
+    EXPECT_FALSE(m.alive(gone));
+    std::vector<std::string> names;
+    m.list(dir, 0, [&](std::uint64_t, std::string_view name, NodeIndex) {
+      names.emplace_back(name);
+      return true;
+    });
+    std::sort(names.begin(), names.end());
+    EXPECT_EQ(names, (std::vector<std::string>{"f0", "f1", "f2", "f3", "f5", "f6", "f7", "f8", "new"}));
+  });
+  EXPECT_EQ(want(hold("other")), 0);
+  EXPECT_NE(at("other/x"), kNoNode);
   EXPECT_EQ(streams, 1);
 }
 
