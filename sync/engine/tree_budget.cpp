@@ -106,15 +106,15 @@ void TreeStore::Impl::ask_back() {
   const bool over = store.write([&](Mirror& mirror, Changes& changes) {
     const auto names = mirror.name_count();
     if (names <= budget) {
-      asked = {};
+      asked_back = {};
       asking_back = false;  // the next that adds a name looks again
       return false;
     }
-    asked.at = mirror.tell_unneeded(asked.at, kAskedOfAtOnce, kAskedAtOnce, changes);
-    if (asked.at != kNoNode) return true;
-    const bool helps = names < asked.names || asked.pause == 0ms;
-    asked.pause = pause = helps ? kAskAgainPause : std::min(2 * asked.pause, kLongestAskAgainPause);
-    asked.names = names;
+    asked_back.at = mirror.tell_unneeded(asked_back.at, kAskedOfAtOnce, kAskedAtOnce, changes);
+    if (asked_back.at != kNoNode) return true;
+    const bool helps = names < asked_back.names || asked_back.pause == 0ms;
+    asked_back.pause = pause = helps ? kAskAgainPause : std::min(2 * asked_back.pause, kLongestAskAgainPause);
+    asked_back.names = names;
     return true;
   });
   if (over) ask_back_soon(pause);

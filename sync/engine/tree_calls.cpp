@@ -106,7 +106,7 @@ void TreeStore::Impl::stat_path(const std::string& path, Deadline deadline, Stat
     prefixes.push_back(path.substr(0, slash));
   }
   prefixes.push_back(path);
-  const bool sent = with_root([this, path, deadline, prefixes, then](std::uint32_t number) {
+  const bool asked = with_root([this, path, deadline, prefixes, then](std::uint32_t number) {
     const auto question = store.ask_outside();
     wire::StatMany ask{number, prefixes};
     unary(wire::Method::kStatMany, wire::encode(ask), deadline,
@@ -120,7 +120,7 @@ void TreeStore::Impl::stat_path(const std::string& path, Deadline deadline, Stat
             then(error != 0 ? error : link_prefixes(prefixes, reply->results, *question));
           });
   });
-  if (!sent) then(EAGAIN);
+  if (!asked) then(EAGAIN);
 }
 
 int TreeStore::Impl::link_prefixes(const std::vector<std::string>& prefixes,

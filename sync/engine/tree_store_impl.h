@@ -338,7 +338,7 @@ struct TreeStore::Impl : api::LinkObserver, std::enable_shared_from_this<TreeSto
     NodeIndex at = kNoNode;
     std::size_t names = 0;  // when the last pass ended
     std::chrono::milliseconds pause{0};
-  } asked;
+  } asked_back;
 
   base::Mutex mu;  // not held while the tree's lock is taken, nor while anything of others is called
   base::CondVar idle;
