@@ -5,8 +5,9 @@
     tests/bench/run.py                                   all rows, 50 ms, 1 Gbit/s
     tests/bench/run.py --rows mount-find --tree synthetic-50k --link 150:100 --peer-subset 90
 
-Needs root, openssh-server, sshfs, rclone, rsync, curl, zstd, iproute2, and npm for the tree `app`. Contenders are
-interleaved: one sample of each a round. docs/benchmarks/ gets one JSON file a row and link.
+Needs root, openssh-server, sshfs, rclone, rsync, curl, zstd, iproute2, and npm for the tree `app`; unison and lsyncd
+are measured where they are installed. Contenders are interleaved: one sample of each a round. docs/benchmarks/ gets
+one JSON file a row and link.
 """
 import argparse
 import datetime
@@ -22,6 +23,7 @@ import tempfile
 import time
 
 import live_rows
+import push_rows
 import report
 import rows
 from peers import version_of
@@ -29,7 +31,8 @@ from wan import ROOT, BenchError, Wan, end_by_signals
 
 RESULTS = ROOT / "docs" / "benchmarks"
 BINARIES = ROOT / "build" / "release" / "bin"
-ROWS = {row.name: row for row in (rows.MountFind, rows.BigRead, rows.Grep, *live_rows.LIVE_ROWS)}
+ROWS = {row.name: row for row in (rows.MountFind, rows.BigRead, rows.Grep, *live_rows.LIVE_ROWS,
+                                 *push_rows.PUSH_ROWS)}
 MIN_ROUNDS = 5
 SCHEMA = 1
 
@@ -92,7 +95,8 @@ def machine():
 
 
 def tools():
-    programs = {"sshfs": ("sshfs", "--version"), "rclone": ("rclone", "version"), "rsync": ("rsync", "--version"), "ssh": ("ssh", "-V"), "curl": ("curl", "--version"),
+    programs = {"sshfs": ("sshfs", "--version"), "rclone": ("rclone", "version"), "rsync": ("rsync", "--version"),
+                "unison": ("unison", "-version"), "lsyncd": ("lsyncd", "--version"), "ssh": ("ssh", "-V"), "curl": ("curl", "--version"),
                 "zstd": ("zstd", "--version"), "find": ("find", "--version")}
     found = {name: version_of(*command) for name, command in programs.items()}
     if (BINARIES / "nearbox").exists():

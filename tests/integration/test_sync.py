@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`nearbox sync` to a real agent, checked against the server's own directory."""
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import threading
 import time
 import unittest
 
@@ -395,41 +397,78 @@ class Conflicts(SyncCase):
         self.assertLessEqual(result["requests"], 4)
 
 
-class Clocks(SyncCase):
-    """make rebuilds what changed, and nothing else, whatever the clocks say."""
+class ClockCase(SyncCase):
+    """What compares times rebuilds what changed, and nothing else, whatever the clocks say.
 
+    A tool lays out files for two results, a and b; build() runs it in the sandbox's directory and names those it made.
+    """
+    suffix = ".c"
+
+    def lay_out(self, mtime):
+        raise NotImplementedError
+
+    def build(self):
+        raise NotImplementedError
+
+    def text(self, name, change):
+        return f"{name} changed {change}"
+
+    def prepare(self, mtime):
+        self.lay_out(mtime)
+        for name in ("a", "b"):
+            self.put(name + self.suffix, self.text(name, "never"), mtime=mtime)
+        self.sync()
+        self.assertEqual(self.build(), ["a", "b"])
+        self.assertEqual(self.build(), [])
+
+    def run_with_skew(self, seconds):
+        now = time.time() + seconds
+        a, b = "a" + self.suffix, "b" + self.suffix
+        self.prepare(now - 100)
+        kept = (self.dst / b).stat().st_mtime_ns
+        for change in range(3):
+            old = (self.dst / a).stat().st_mtime_ns
+            self.put(a, self.text("a", change), mtime=now + change)
+            os.utime(self.src / b, (now + change, now + change))
+            self.sync()
+            self.assertGreater((self.dst / a).stat().st_mtime_ns, old)
+            self.assertEqual((self.dst / b).stat().st_mtime_ns, kept)
+            self.assertEqual(self.build(), ["a"])
+            self.assertEqual(self.build(), [])
+
+    def run_with_a_clock_that_jumps(self):
+        """Back and forth by hours between two edits; a time there is always later than the one before."""
+        a = "a" + self.suffix
+        self.prepare(time.time() - 100)
+        for change, seconds in enumerate((7200, -7200, 86_400, -86_400)):
+            old = (self.dst / a).stat().st_mtime_ns
+            self.put(a, self.text("a", change), mtime=time.time() + seconds)
+            self.sync()
+            self.assertGreater((self.dst / a).stat().st_mtime_ns, old)
+            self.assertEqual(self.build(), ["a"])
+            self.assertEqual(self.build(), [])
+
+    def run_with_an_edit_before_the_build(self):
+        """Saved here before something was built there, sent after it: it is younger than what was built."""
+        self.prepare(time.time() - 100)
+        self.put("a" + self.suffix, self.text("a", "early"), mtime=time.time() - 50)
+        self.sync()
+        self.assertEqual(self.build(), ["a"])
+
+
+class Make(ClockCase):
     def setUp(self):
         super().setUp()
         if not shutil.which("make"):
             self.skipTest("no make")
 
-    def make(self):
+    def lay_out(self, mtime):
+        self.put("Makefile", "all: a.o b.o\n%.o: %.c\n\t@echo $*; cp $< $@\n", mtime=mtime)
+
+    def build(self):
         done = self.run_cmd("make", "-C", str(self.dst), "-s")
         self.assertEqual(done.returncode, 0, done.stderr)
         return sorted(done.stdout.decode().split())
-
-    def prepare(self, mtime):
-        rule = "%.o: %.c\n\t@echo $*; cp $< $@\n"
-        self.put("Makefile", "all: a.o b.o\n" + rule, mtime=mtime)
-        self.put("a.c", "a", mtime=mtime)
-        self.put("b.c", "b", mtime=mtime)
-        self.sync()
-        self.assertEqual(self.make(), ["a", "b"])
-        self.assertEqual(self.make(), [])
-
-    def run_with_skew(self, seconds):
-        now = time.time() + seconds
-        self.prepare(now - 100)
-        kept = (self.dst / "b.c").stat().st_mtime_ns
-        for change in range(3):
-            old = (self.dst / "a.c").stat().st_mtime_ns
-            self.put("a.c", f"a changed {change}", mtime=now + change)
-            os.utime(self.src / "b.c", (now + change, now + change))
-            self.sync()
-            self.assertGreater((self.dst / "a.c").stat().st_mtime_ns, old)
-            self.assertEqual((self.dst / "b.c").stat().st_mtime_ns, kept)
-            self.assertEqual(self.make(), ["a"])
-            self.assertEqual(self.make(), [])
 
     def test_clocks_agree(self):
         self.run_with_skew(0)
@@ -440,14 +479,11 @@ class Clocks(SyncCase):
     def test_this_clock_is_ahead(self):
         self.run_with_skew(7200)
 
+    def test_a_clock_that_jumps(self):
+        self.run_with_a_clock_that_jumps()
+
     def test_an_edit_that_was_under_way_while_it_was_built(self):
-        self.prepare(time.time() - 100)
-        edited = time.time() - 50
-        self.put("a.c", "edited before the build", mtime=edited)
-        (self.dst / "a.o").unlink()
-        self.make()
-        self.sync()
-        self.assertEqual(self.make(), ["a"])
+        self.run_with_an_edit_before_the_build()
 
     def test_a_time_that_was_in_the_future_there(self):
         self.prepare(time.time() - 100)
@@ -462,7 +498,38 @@ class Clocks(SyncCase):
         self.set_faults("agent.push_keep_times")
         self.put("a.c", "changed")
         self.sync()
-        self.assertEqual(self.make(), [])  # and it should have been built
+        self.assertEqual(self.build(), [])  # and it should have been built
+
+
+class Ninja(ClockCase):
+    def setUp(self):
+        super().setUp()
+        if not shutil.which("ninja"):
+            self.skipTest("no ninja")
+
+    def lay_out(self, mtime):
+        self.put("build.ninja", "rule copy\n  command = cp $in $out\n  description = made $out\n"
+                                "build a.o: copy a.c\nbuild b.o: copy b.c\n", mtime=mtime)
+
+    def build(self):
+        done = self.run_cmd("ninja", "-C", str(self.dst), env={**self.env, "NINJA_STATUS": ""})
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        return sorted(line[5:-2] for line in done.stdout.decode().splitlines() if line.startswith("made "))
+
+    def test_clocks_agree(self):
+        self.run_with_skew(0)
+
+    def test_this_clock_is_behind(self):
+        self.run_with_skew(-7200)
+
+    def test_this_clock_is_ahead(self):
+        self.run_with_skew(7200)
+
+    def test_a_clock_that_jumps(self):
+        self.run_with_a_clock_that_jumps()
+
+    def test_an_edit_that_was_under_way_while_it_was_built(self):
+        self.run_with_an_edit_before_the_build()
 
 
 class Trouble(SyncCase):
@@ -581,6 +648,140 @@ class Trouble(SyncCase):
 
     def command(self):
         return (NEARBOX, "sync", str(self.src), f"{self.box}:{self.dst}", "--json")
+
+
+class Swapper:
+    """Exchanges two names again and again while it is entered; what was first is there again at its end."""
+    EXCHANGE = 2  # renameat2(2)
+
+    def __init__(self, one, other):
+        self.names = [os.fsencode(one), os.fsencode(other)]
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.run)
+        self.count = 0
+
+    def swap(self):
+        if self.libc.renameat2(-100, self.names[0], -100, self.names[1], self.EXCHANGE) != 0:
+            raise OSError(ctypes.get_errno(), "renameat2")
+        self.count += 1
+
+    def run(self):
+        while not self.over.wait(0.002) or self.count % 2:
+            with contextlib.suppress(FileNotFoundError):  # what is replaced by the sync is not there for a moment
+                self.swap()
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
+
+
+class Swapped(SyncCase):
+    """A directory is swapped for a symlink that leads outside, in the middle of a transfer."""
+    FILES = 150
+
+    def setUp(self):
+        super().setUp()
+        self.outside = self.home / "outside"
+        self.outside.mkdir()
+        for i in range(self.FILES):
+            (self.outside / f"f{i}").write_text(f"not yours {i}")
+        (self.outside / "big").write_text("not yours")
+        self.link = self.home / "swapped"
+        self.link.symlink_to(self.outside)
+        self.own(self.outside)
+        if self.owner:
+            os.chown(self.link, self.owner.pw_uid, self.owner.pw_gid, follow_symlinks=False)
+        self.put("stays", "x")
+        self.before = self.all_of(self.outside)
+
+    @staticmethod
+    def all_of(top):
+        return {p.name: (p.read_bytes(), p.stat().st_ino, p.stat().st_mtime_ns, p.stat().st_ctime_ns, p.stat().st_mode)
+                for p in top.iterdir()}
+
+    def fill(self, text):
+        (self.src / "d").mkdir(exist_ok=True)
+        for i in range(self.FILES):
+            (self.src / f"d/f{i}").write_text(f"{text} {i}")
+        self.own(self.src)
+
+    def assert_kept_apart(self):
+        self.assertEqual(self.all_of(self.outside), self.before)
+        for path, what in self.tree(self.dst).items():
+            if what[0] == "file":
+                self.assertNotIn(b"not yours", what[2], path)
+
+    def test_here(self):
+        self.fill("first")
+        self.sync()
+        for i in range(8):
+            self.fill(f"round {i}")
+            with Swapper(self.src / "d", self.link):
+                self.sync(code=None)
+            self.assert_kept_apart()
+        self.sync()
+        self.assert_same()
+
+    def test_there(self):
+        self.fill("first")
+        self.sync()
+        for i in range(8):
+            self.fill(f"round {i}")
+            with Swapper(self.dst / "d", self.link):
+                self.sync(code=None)
+            self.assert_kept_apart()
+        self.sync(code=None)
+        self.sync()
+        self.assert_same()
+
+    def stopped_in_the_middle(self):
+        """A sync of a large file, stopped when half of it is there; returns what continues it."""
+        self.put("d/big", os.urandom(64 * 1024 * 1024))
+        started = self.popen(NEARBOX, "sync", str(self.src), f"{self.box}:{self.dst}", "--json", stdout=subprocess.PIPE)
+        half = lambda: [p for p in self.home.glob(".nearbox-sync-*/s-*") if p.stat().st_size > 4 * 1024 * 1024]
+        wait_for(lambda: half() or started.poll() is not None, "a part of it")
+        daemons = self.processes("nearbox daemon")
+        for pid in daemons:
+            os.kill(pid, signal.SIGSTOP)
+        self.assertFalse((self.dst / "d/big").exists(), "it was there at once")
+
+        def go_on():
+            for pid in daemons:
+                os.kill(pid, signal.SIGCONT)
+            out, _ = started.communicate(timeout=100)
+            return json.loads(out.splitlines()[-1])
+        return go_on
+
+    def test_here_in_the_middle_of_a_file(self):
+        self.sync()
+        go_on = self.stopped_in_the_middle()
+        (self.src / "d").rename(self.home / "real")
+        self.link.rename(self.src / "d")
+        go_on()
+        self.assert_kept_apart()
+        self.sync(code=None)
+        self.assert_kept_apart()
+        self.assert_same()
+
+    def test_there_in_the_middle_of_a_file(self):
+        self.fill("first")
+        self.sync()
+        go_on = self.stopped_in_the_middle()
+        (self.dst / "d").rename(self.home / "real")
+        self.link.rename(self.dst / "d")
+        result = go_on()
+        self.assert_kept_apart()
+        self.assertEqual(result["status"], "partial")
+        self.assertEqual([f["path"] for f in result["failures"]], ["d/big"])
+        (self.dst / "d").rename(self.link)
+        (self.home / "real").rename(self.dst / "d")
+        self.sync()
+        self.assert_same()
 
 
 class Cut(SyncCase):
