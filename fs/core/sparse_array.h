@@ -38,8 +38,10 @@ class SparseArray {
     const bool was = !(old == T{});
     old = value;
     if (was == present) return;
-    size_ += present ? 1 : -1;
-    if ((pages_[page]->used += present ? 1 : -1) == 0) pages_[page].reset();
+    auto& used = pages_[page]->used;
+    present ? ++size_ : --size_;
+    present ? ++used : --used;
+    if (used == 0) pages_[page].reset();
   }
   // Calls what(number, value) for each that is present.
   template <typename F>
