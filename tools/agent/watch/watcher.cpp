@@ -124,10 +124,12 @@ void Watcher::step() {
   const auto woken = Clock::now();
   look_at_mounts();
   serve_calls();
-  read_sources(kReadsAStep);
+  const bool behind = read_sources(kReadsAStep);
   drop_unused();
   (void)round(false);
-  pause_ = std::clamp<Clock::duration>(kPauseFor * (Clock::now() - woken), kBatch, kLongestBatch);
+  // Whoever rests while more comes than was read falls behind for good.
+  const auto rest = std::clamp<Clock::duration>(kPauseFor * (Clock::now() - woken), kBatch, kLongestBatch);
+  pause_ = behind ? kBatch : rest;
   if (any_foreign_ && Clock::now() >= foreign_told_ + kForeignAgain)
     tell_foreign(std::chrono::milliseconds(0));
 }
