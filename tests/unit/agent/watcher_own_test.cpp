@@ -156,16 +156,19 @@ TEST_P(OwnOpsTest, NothingOlderIsToldAfterTheRecord) {
 // A name that comes while an own operation writes to its file is told as ever, attributes by each barrier and
 // when the operation ends.
 TEST_P(OwnOpsTest, WhatOthersDoBesideAnOwnWriteIsTold) {
-  act([&] { put(*this / "a", "x"); });
-  const auto st = stat_at(AT_FDCWD, (*this / "a").c_str());
-  ASSERT_TRUE(st);
+  act([&] { put(*this / "a", "x"), put(*this / "d", "x"); });
+  const auto a = stat_at(AT_FDCWD, (*this / "a").c_str());
+  const auto d = stat_at(AT_FDCWD, (*this / "d").c_str());
+  ASSERT_TRUE(a && d);
   std::uint64_t before = 0;
   {
-    const Watcher::Writing writing(watcher, client.get(), node_of(*st));
+    const Watcher::Writing one(watcher, client.get(), node_of(*a));
+    const Watcher::Writing two(watcher, client.get(), node_of(*d));
     act([&] { ::rename((*this / "a").c_str(), (*this / "b").c_str()); });
     act([&] { ::chmod((*this / "b").c_str(), 0600); });
+    act([&] { ::chmod((*this / "d").c_str(), 0600); });
     before = client->log.last_seq();
-    ASSERT_TRUE(other([&] { ::chmod((*this / "b").c_str(), 0640); }));
+    ASSERT_TRUE(other([&] { ::chmod((*this / "d").c_str(), 0640); }));
     // It was looked at when what comes after it is told.
     ASSERT_TRUE(other([&] { ::mkdir((*this / "c").c_str(), 0755); }));
     ASSERT_TRUE(test::eventually([&] { return client->log.last_seq() > before; }));
