@@ -282,14 +282,19 @@ bool send_large(SendContext& context, Job job, const JobDone& done) {
   const auto raw = wire::encode(batch);
   const wire::PushPacked message{context.root.load(), static_cast<std::uint32_t>(raw.size()),
                                  wire::pack(raw, 1)};
-  return context.calls.send(
-      wire::Method::kPushApply, wire::encode(message), [done, end](int failed, const wire::Bytes& payload) {
-        auto reply = failed == 0 ? wire::decode<wire::PushReply>(payload) : std::nullopt;
-        const bool fits = reply && reply->results.size() == 1;
-        end->error = failed == 0 && !fits ? EPROTO : failed;
-        if (fits) end->results = std::move(reply->results);
-        done(std::move(*end));
-      });
+  return context.calls.send(wire::Method::kPushApply, wire::encode(message),
+                            [done, end](int failed, const wire::Bytes& payload) {
+                              end->error = failed;
+                              if (failed == 0) {
+                                auto reply = wire::decode<wire::PushReply>(payload);
+                                if (reply && reply->results.size() == 1) {
+                                  end->results = std::move(reply->results);
+                                } else {
+                                  end->error = EPROTO;
+                                }
+                              }
+                              done(std::move(*end));
+                            });
 }
 
 }  // namespace nearbox::push
