@@ -56,6 +56,12 @@ class Helper {
   pid_t pid_ = -1;
 };
 
+#ifdef __SANITIZE_THREAD__
+constexpr bool kThreadSanitizer = true;
+#else
+constexpr bool kThreadSanitizer = false;
+#endif
+
 std::vector<wire::Lost> losses(const test::Client& client) {
   std::vector<wire::Lost> all;
   for (const auto& event : client.events) {
@@ -293,7 +299,11 @@ TEST_P(LimitsTest, AStormHoldsUpNobody) {
   ASSERT_GE(writer, 0);
   if (writer == 0) {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-    for (int i = 0;; i = (i + 1) % 20'000) put(*this / ("storm/" + std::to_string(i)), "x");
+    for (int i = 0;; i = (i + 1) % 20'000) {
+      put(*this / ("storm/" + std::to_string(i)), "x");
+      // A watcher ten times as slow as a writer without a pause never comes to the end of what is queued.
+      if (kThreadSanitizer) ::usleep(1000);
+    }
   }
   std::vector<std::chrono::milliseconds> waits;
   for (int i = 0; i < 20; ++i) {
@@ -315,7 +325,7 @@ TEST_P(LimitsTest, AStormHoldsUpNobody) {
   if (GetParam().kind == wire::WatchKind::kFanotify) {
     EXPECT_FALSE(everything);
   }
-  if (!everything) {
+  if (!everything && !kThreadSanitizer) {
     EXPECT_LT(waits[waits.size() / 2], std::chrono::milliseconds(100) + kFirstStormInterval);
   }
   EXPECT_EQ(client->model->differences(), "");
