@@ -271,7 +271,7 @@ bool BlockCache::Impl::has(const wire::Attr& attr, std::uint64_t offset, std::si
   if (it == files_.end() || !(it->second->stamp == Stamp(attr))) return false;
   const std::uint64_t last = std::min<std::uint64_t>(offset + length, attr.size) - 1;
   for (std::uint64_t number = block_of(offset); number <= block_of(last); ++number) {
-    if (!it->second->blocks.contains(number)) return false;
+    if (!it->second->blocks.contains(number) && !it->second->pending.contains(number)) return false;
   }
   return true;
 }

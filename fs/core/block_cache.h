@@ -82,7 +82,7 @@ class BlockCache {
   // The caller keeps `node` pinned until done runs.
   void read(sync::NodeIndex node, const wire::Attr& attr, std::uint64_t offset, std::size_t length,
             Done done);
-  // Whether all of that is cached now.
+  // Whether all of that is cached now, or on the way.
   bool has(const wire::Attr& attr, std::uint64_t offset, std::size_t length) const;
   // Fetches small files whole, in one call, before somebody asks for them; what is here or on the way is
   // left out. Returns the bytes left out. `ended` runs once, on a link thread, unless all was left out.

@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <optional>
+#include <sys/file.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -67,8 +68,18 @@ bool same_mount(int a, int b) {
          mount_id(a) == mount_id(b);
 }
 
+constexpr int kTries = 16;  // of a directory that others remove at the same time
+
+// Held together by all that stage in a directory, alone by who removes it. False: it is being removed, or
+// was. File systems without locks of this kind keep it.
+bool hold(int dir) {
+  struct stat st {};
+  if (::flock(dir, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK) return false;
+  return ::fstat(dir, &st) != 0 || st.st_nlink > 0;
+}
+
 // `name` in `parent`, made when it is missing; only ours, and nobody else's to look into.
-base::Result<base::UniqueFd> open_own(int parent, const std::string& name) {
+base::Result<base::UniqueFd> open_once(int parent, const std::string& name) {
   if (::mkdirat(parent, name.c_str(), 0700) != 0 && errno != EEXIST) return base::last_errno("staging");
   base::UniqueFd dir(::openat(parent, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   if (!dir) return base::last_errno("staging");
@@ -76,6 +87,16 @@ base::Result<base::UniqueFd> open_own(int parent, const std::string& name) {
   if (::fstat(dir.get(), &st) != 0) return base::last_errno("staging");
   if (st.st_uid != ::geteuid()) return base::errno_error(EACCES, "staging");
   if ((st.st_mode & 0777) != 0700 && ::fchmod(dir.get(), 0700) != 0) return base::last_errno("staging");
+  if (!hold(dir.get())) return base::errno_error(ENOENT, "staging");
+  return dir;
+}
+
+// An earlier session, or another agent, may be removing it.
+base::Result<base::UniqueFd> open_own(int parent, const std::string& name) {
+  auto dir = open_once(parent, name);
+  for (int tries = 1; tries < kTries && !dir && dir.error().as_errno() == ENOENT; ++tries) {
+    dir = open_once(parent, name);
+  }
   return dir;
 }
 
@@ -86,6 +107,7 @@ bool inside(const std::string& path, const std::string& directory) {
 }  // namespace
 
 StageDir::~StageDir() {
+  if (::flock(dir_.get(), LOCK_EX | LOCK_NB) != 0) return;       // others stage in it
   (void)::unlinkat(parent_.get(), name_.c_str(), AT_REMOVEDIR);  // fails while something is in it
 }
 

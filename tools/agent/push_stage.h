@@ -23,7 +23,8 @@ inline constexpr std::size_t kMaxStageLooks = 4096;      // names of a staging d
 
 // A directory outside of a root and on its mount, in which files become complete before they get their name.
 //
-// Owns:    the directory's descriptor. The directory is removed by the destructor if nothing is left in it.
+// Owns:    the directory's descriptor, locked (flock(2)) against others who would remove it. The directory is
+//          removed by the destructor if nothing is left in it and nobody else stages there.
 // Threads: any.
 class StageDir {
  public:

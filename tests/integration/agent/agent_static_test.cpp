@@ -231,7 +231,7 @@ TEST_F(StaticAgent, LivesInAMuslRootAndOutlivesItsRelay) {
   again.note(Method::kApply, wire::encode(wire::Apply{{create(201, number, "last")}}));
   EXPECT_TRUE(test::eventually([&] { return std::filesystem::exists(dir / "home/user/last"); }));
   struct stat st {};
-  ASSERT_EQ(::stat((dir / "home/user/f200").c_str(), &st), 0);
+  ASSERT_TRUE(test::eventually([&] { return ::stat((dir / "home/user/f200").c_str(), &st) == 0; }));
   EXPECT_EQ(st.st_uid, 1000U);
   EXPECT_EQ(st.st_gid, 1001U);
   EXPECT_EQ(st.st_mode & 07777, 0640U);
