@@ -13,6 +13,7 @@ namespace nearbox::fs {
 //
 // Owns:    pages of kPage values, made by the first value in them and given up with the last.
 // Threads: none of its own; the owner locks.
+// Bounds:  those of the numbers, which the owner sets.
 // Units:   a value is absent while it equals T{}. 8 bytes a page for the numbers below the largest.
 template <typename T>
 class SparseArray {

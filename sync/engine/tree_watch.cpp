@@ -243,11 +243,15 @@ void TreeStore::Impl::apply_state(const wire::NameState& state, Mirror& mirror, 
     }
   }
   if (state.attr.ino == 0) {
+    const auto before = changes.size();
     if (there != kNoNode) {
       mirror.unlink(dir, state.name, changes);
-    } else if (mirror.collapsed(dir) && !base::fault::active("sync.no_collapse_inval")) {
+    } else if (mirror.collapsed(dir)) {
       changes.push_back(
           {Change::Kind::kEntry, kNoNode, dir, state.name});  // whoever was shown it still has it
+    }
+    if (mirror.collapsed(dir) && base::fault::active("sync.no_collapse_inval")) {
+      changes.erase(changes.begin() + static_cast<std::ptrdiff_t>(before), changes.end());
     }
   } else {
     const bool was_alive = known != kNoNode && mirror.alive(known);

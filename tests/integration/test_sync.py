@@ -458,19 +458,8 @@ class ClockCase(SyncCase):
         self.assertEqual(self.build(), ["a"])
 
 
-class Make(ClockCase):
-    def setUp(self):
-        super().setUp()
-        if not shutil.which("make"):
-            self.skipTest("no make")
-
-    def lay_out(self, mtime):
-        self.put("Makefile", "all: a.o b.o\n%.o: %.c\n\t@echo $*; cp $< $@\n", mtime=mtime)
-
-    def build(self):
-        done = self.run_cmd("make", "-C", str(self.dst), "-s")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        return sorted(done.stdout.decode().split())
+class ClockTests:
+    """For a tool's ClockCase."""
 
     def test_clocks_agree(self):
         self.run_with_skew(0)
@@ -486,6 +475,16 @@ class Make(ClockCase):
 
     def test_an_edit_that_was_under_way_while_it_was_built(self):
         self.run_with_an_edit_before_the_build()
+
+
+class Make(ClockTests, ClockCase):
+    def lay_out(self, mtime):
+        self.put("Makefile", "all: a.o b.o\n%.o: %.c\n\t@echo $*; cp $< $@\n", mtime=mtime)
+
+    def build(self):
+        done = self.run_cmd("make", "-C", str(self.dst), "-s")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return sorted(done.stdout.decode().split())
 
     def test_a_time_that_was_in_the_future_there(self):
         self.prepare(time.time() - 100)
@@ -503,12 +502,7 @@ class Make(ClockCase):
         self.assertEqual(self.build(), [])  # and it should have been built
 
 
-class Ninja(ClockCase):
-    def setUp(self):
-        super().setUp()
-        if not shutil.which("ninja"):
-            self.skipTest("no ninja")
-
+class Ninja(ClockTests, ClockCase):
     def lay_out(self, mtime):
         self.put("build.ninja", "rule copy\n  command = cp $in $out\n  description = made $out\n"
                                 "build a.o: copy a.c\nbuild b.o: copy b.c\n", mtime=mtime)
@@ -517,21 +511,6 @@ class Ninja(ClockCase):
         done = self.run_cmd("ninja", "-C", str(self.dst), env={**self.env, "NINJA_STATUS": ""})
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         return sorted(line[5:-2] for line in done.stdout.decode().splitlines() if line.startswith("made "))
-
-    def test_clocks_agree(self):
-        self.run_with_skew(0)
-
-    def test_this_clock_is_behind(self):
-        self.run_with_skew(-7200)
-
-    def test_this_clock_is_ahead(self):
-        self.run_with_skew(7200)
-
-    def test_a_clock_that_jumps(self):
-        self.run_with_a_clock_that_jumps()
-
-    def test_an_edit_that_was_under_way_while_it_was_built(self):
-        self.run_with_an_edit_before_the_build()
 
 
 class Trouble(SyncCase):

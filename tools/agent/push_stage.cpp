@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <optional>
+#include <poll.h>
 #include <sys/file.h>
 #include <sys/random.h>
 #include <sys/stat.h>
@@ -68,7 +69,8 @@ bool same_mount(int a, int b) {
          mount_id(a) == mount_id(b);
 }
 
-constexpr int kTries = 16;  // of a directory that others remove at the same time
+constexpr int kTries = 200;   // of a directory that others remove at the same time: a second
+constexpr int kTryAgainMs = 5;
 
 // Held together by all that stage in a directory, alone by who removes it. False: it is being removed, or
 // was. File systems without locks of this kind keep it.
@@ -95,6 +97,7 @@ base::Result<base::UniqueFd> open_once(int parent, const std::string& name) {
 base::Result<base::UniqueFd> open_own(int parent, const std::string& name) {
   auto dir = open_once(parent, name);
   for (int tries = 1; tries < kTries && !dir && dir.error().as_errno() == ENOENT; ++tries) {
+    (void)::poll(nullptr, 0, kTryAgainMs);  // whoever removes it does nothing else meanwhile
     dir = open_once(parent, name);
   }
   return dir;

@@ -13,7 +13,7 @@ from nbtest import main
 OPTIONS = {"compilerOptions": {"incremental": True, "outDir": "out", "types": []}, "include": ["*.ts"]}
 
 
-class Tsc(test_sync.ClockCase):
+class Tsc(test_sync.ClockTests, test_sync.ClockCase):
     suffix = ".ts"
     mode = ["-b"]  # up to date or not by times
 
@@ -39,21 +39,6 @@ class Tsc(test_sync.ClockCase):
             said = (self.src / f"{name}.ts").read_text().split("'")[1]
             self.assertIn(f"'{said}'".encode(), after[name][0])
         return [name for name in ("a", "b") if before.get(name) != after[name]]
-
-    def test_clocks_agree(self):
-        self.run_with_skew(0)
-
-    def test_this_clock_is_behind(self):
-        self.run_with_skew(-7200)
-
-    def test_this_clock_is_ahead(self):
-        self.run_with_skew(7200)
-
-    def test_a_clock_that_jumps(self):
-        self.run_with_a_clock_that_jumps()
-
-    def test_an_edit_that_was_under_way_while_it_was_built(self):
-        self.run_with_an_edit_before_the_build()
 
 
 class TscIncremental(Tsc):
