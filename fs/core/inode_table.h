@@ -45,7 +45,8 @@ class Orphans {
 //          forget() returns it; it calls add() under the tree's lock (shared is enough) and forget() under
 //          the exclusive one, so that a node cannot go between.
 // Threads: any; mu_ is taken below the tree's lock.
-// Units:   lookup counts are kernel references. A number comes again after 2^32 others at the earliest. 16 bytes an inode.
+// Units:   lookup counts are kernel references. A number comes again after 2^32 others at the earliest. 16
+// bytes an inode.
 class InodeTable {
  public:
   explicit InodeTable(sync::NodeIndex root);

@@ -69,7 +69,7 @@ bool same_mount(int a, int b) {
          mount_id(a) == mount_id(b);
 }
 
-constexpr int kTries = 200;   // of a directory that others remove at the same time: a second
+constexpr int kTries = 200;  // of a directory that others remove at the same time: a second
 constexpr int kTryAgainMs = 5;
 
 // Held together by all that stage in a directory, alone by who removes it. False: it is being removed, or
