@@ -406,10 +406,15 @@ class Watched:
                 Found(context, self, "nearbox-cpu", "CPU of the agent", cpu, "agent")]
 
 
-def install(context, row, name):
-    """Returns seconds and CPU seconds of the install; npm itself says that it is complete."""
+def clear(row, name):
     root = os.path.join(row.root, name)
     subprocess.run(["rm", "-rf", root], check=True)
+    return root
+
+
+def install(context, row, name):
+    """Returns seconds and CPU seconds of the install; npm itself says that it is complete."""
+    root = clear(row, name)
     os.mkdir(root)
     trees.write_npm_project(root)
     before = os.times()
@@ -439,6 +444,7 @@ class NearboxBuild(Contender):
         nearbox, point = self.context.nearbox, self.context.point("mnt-live")
         nearbox.new_sandbox()
         nearbox.hold()
+        clear(self.row, "tree")  # that of the round before is no part of the build
         nearbox.mount(self.row.root, point)
         try:
             count_lines(self.context, ["find", point, "-maxdepth", "0"], 1, self.name)

@@ -27,7 +27,7 @@ namespace nearbox::agent {
 
 // Between two rounds of looks, or two reads of events: as many times as long as the work just done, so that a
 // build pays little for being watched, and names that it touches several times are looked at once.
-inline constexpr int kPauseFor = 16;
+inline constexpr int kPauseFor = 32;
 inline constexpr std::chrono::milliseconds kBatch{5};
 inline constexpr std::chrono::milliseconds kLongestBatch{100};
 inline constexpr std::size_t kLooksAtOnce = 512;          // then the kernel's queue is read again
