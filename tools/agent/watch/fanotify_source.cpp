@@ -439,8 +439,8 @@ void FanotifySource::renamed(const Records& records, bool directory, HintSink& s
   const bool arrived =
       (roots_to & ~roots_from).any() || (directory && sink.untold(from, records.from.name, records.target));
   if (roots_to.any()) {
-    sink.hint(
-        {to, records.to.name, flags | (arrived ? kHintFresh | kHintBorn : 0U), records.target, to_place});
+    const auto fresh = arrived ? kHintFresh | kHintArrived | kHintBorn : 0U;
+    sink.hint({to, records.to.name, flags | fresh, records.target, to_place});
   }
   if (roots_from.any()) sink.hint({from, records.from.name, flags, {}, from_place});
 }
@@ -452,7 +452,7 @@ std::uint32_t FanotifySource::moved_to(const RootSet& roots, bool directory, std
   const bool paired = moved_from_pid_ == pid && std::chrono::steady_clock::now() < moved_from_until_ &&
                       (roots & ~moved_from_roots_).none();
   moved_from_pid_ = -1;
-  return kHintAtOnce | (paired ? 0U : kHintFresh | kHintBorn);
+  return kHintAtOnce | (paired ? 0U : kHintFresh | kHintArrived | kHintBorn);
 }
 
 }  // namespace nearbox::agent

@@ -19,6 +19,7 @@ enum HintFlags : std::uint32_t {
   kHintListing = 32,    // names came or went: the directory's own attributes changed as well
   kHintUnwatched = 64,  // a directory that nothing is told of: all below it may have changed
   kHintLinks = 128,     // the node itself, of no name: it has another number of them
+  kHintArrived = 256,   // with kHintFresh: not only made, so that what was listed of it before says nothing
 };
 
 // A directory by the kernel's handle, as its source keys it; shared by the names that wait in it.

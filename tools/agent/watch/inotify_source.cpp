@@ -91,7 +91,7 @@ bool InotifySource::retry(HintSink& sink) {
   // Who still cannot be watched comes back when it is listed.
   const auto tries = std::move(unwatched_);
   unwatched_.clear();
-  constexpr auto kFlags = kHintLook | kHintFresh | kHintBorn | kHintUnwatched | kHintAtOnce;
+  constexpr auto kFlags = kHintLook | kHintFresh | kHintArrived | kHintBorn | kHintUnwatched | kHintAtOnce;
   for (const auto& [parent, name] : tries) sink.hint({parent, name, kFlags, {}, {}});
   return true;
 }
@@ -275,7 +275,7 @@ void InotifySource::take(const struct inotify_event& event, std::string_view nam
   }
   if (directory && any_hidden_ && (event.mask & IN_ATTRIB) != 0) {
     // Perhaps it can be looked into from now on: by its name as something new, a root by everything.
-    flags |= kHintFresh | kHintBorn;
+    flags |= kHintFresh | kHintArrived | kHintBorn;
     const auto is_dir = [&](const RootPtr& root) { return root && root->node == dir; };
     overflow_ = overflow_ || (name.empty() && std::any_of(roots_.begin(), roots_.end(), is_dir));
   }
@@ -314,7 +314,7 @@ void InotifySource::moved(const struct inotify_event& event, wire::NodeId dir, s
   const bool known = move && dirs_.count(move->node) != 0;
   if (known) place(move->node, dir, name);
   // It may be new to the clients of some root, or to us: they are told all of it.
-  if (!known || (roots_of(dir) & ~move->roots).any()) flags |= kHintFresh | kHintBorn;
+  if (!known || (roots_of(dir) & ~move->roots).any()) flags |= kHintFresh | kHintArrived | kHintBorn;
 }
 
 // Directories that left and came nowhere have left the roots.

@@ -142,10 +142,19 @@ void Looker::look_at(TreeView& source, Place& place, const Item& item, const Roo
   const bool by_name = (item.flags & kHintContent) != 0 && item.targets.empty();
   if (by_name || (item.flags & kHintBorn) != 0) versions_.bump(node_of(st), as_of);
   state.attr = make_attr(st, as_of);
-  if (S_ISDIR(st.st_mode) && (item.flags & kHintFresh) != 0 && !item.name.empty()) {
+  const bool fresh = S_ISDIR(st.st_mode) && (item.flags & kHintFresh) != 0 && !item.name.empty();
+  if (fresh && !listed_since_made(source, item, node_of(st))) {
     return list(source, fd, item, state.attr, roots, out);
   }
   out.there.push_back({std::move(state), roots, 0, 0, named});
+}
+
+// The event of its making came after a directory above it was listed, and it with that: whatever changed in
+// it since has events of its own. By its handle, which no other directory ever has.
+bool Looker::listed_since_made(TreeView& source, const Item& item, wire::NodeId dir) {
+  if ((item.flags & kHintArrived) != 0 || item.targets.size() != 1) return false;
+  const auto place = source.place_of(dir);
+  return place && *place == item.targets.front() && listed_.erase(*place) != 0;
 }
 
 struct Looker::Listing {
@@ -190,6 +199,13 @@ void Looker::list(TreeView& source, int parent, const Item& item, const wire::At
   const bool unwatched = (item.flags & kHintUnwatched) != 0;
   if (unwatched) versions_.bump_all();  // also of files that were not come to
   out.lost.push_back({path_of(top.get()), roots, unwatched});
+}
+
+void Looker::remember_listed(TreeView& source, wire::NodeId dir) {
+  const auto place = source.place_of(dir);
+  if (!place) return;
+  if (listed_.size() >= kMaxListed) listed_.clear();
+  listed_.insert(*place);
 }
 
 // False: too many names for one listing.
@@ -239,6 +255,7 @@ bool Looker::list_one(TreeView& source, Listing& listing, const std::string& pat
         listing.seen.push_back(std::move(seen));
       }
     }
+    remember_listed(source, dir);
   }
   listing.seen.push_back({std::move(tail), listing.roots});
   return true;

@@ -18,6 +18,7 @@ inline constexpr std::size_t kMaxFreshNames = 20'000;  // of one new directory w
 
 inline constexpr std::size_t kMaxMissed = 4096;
 inline constexpr std::size_t kMaxPassedOver = 4096;
+inline constexpr std::size_t kMaxListed = 4096;
 
 // What a look found, and below which roots.
 struct Seen {
@@ -87,6 +88,8 @@ class Looker {
   void list(TreeView& source, int parent, const Coalescer::Item& item, const wire::Attr& attr,
             const RootSet& roots, Findings& out);
   bool list_one(TreeView& source, Listing& listing, const std::string& path);
+  bool listed_since_made(TreeView& source, const Coalescer::Item& item, wire::NodeId dir);
+  void remember_listed(TreeView& source, wire::NodeId dir);
   bool untouched(Place& dir, const std::string& name) const;
   bool pseudo(const wire::Attr& attr) const { return mounts_.pseudo_device(attr.dev); }
 
@@ -98,6 +101,8 @@ class Looker {
   // Handles of files that were written and not told, since they had one name: at most kMaxPassedOver, as
   // above.
   std::unordered_set<std::string> passed_over_;
+  std::unordered_set<std::string>
+      listed_;  // handles of directories in new ones; at most kMaxListed, as above
 };
 
 }  // namespace nearbox::agent

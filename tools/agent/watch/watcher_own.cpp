@@ -122,7 +122,7 @@ void Watcher::look_at_one(const Own& own, Findings& out) {
     if (fanotify_) fanotify_->entered(place->dir.get(), node, {}, {});
     const auto roots = views.roots_of(node);
     if (roots.none()) continue;
-    const auto flags = kHintLook | (own.change.made ? kHintFresh : 0U);
+    const auto flags = kHintLook | (own.change.made ? kHintFresh | kHintArrived : 0U);
     Looker::Place at{place->dir.get()};
     looker_.look_at(views, at, {node, path.empty() ? "" : place->name, flags, {}, {}}, roots, out);
     looker_.look_at(views, at, {node, "", kHintLook, {}, {}}, roots, out);

@@ -84,7 +84,7 @@ void Watcher::look_again(const Seen& seen) {
   const bool known = place || views.roots_of(state.dir).any();
   // A node without a name: the operation's own names are looked at once more (op_told()).
   if (!known && state.name.empty()) return;
-  const auto flags = kHintLook | ((state.flags & wire::kNameFresh) != 0 ? kHintFresh : 0U);
+  const auto flags = kHintLook | ((state.flags & wire::kNameFresh) != 0 ? kHintFresh | kHintArrived : 0U);
   if (!known || !names_.add({state.dir, state.name, flags, {}, std::move(place)}, Clock::now())) {
     overflowed_ = true;
     why_lost_ = "too many names";
