@@ -84,6 +84,10 @@ class SCOPED_CAPABILITY ReaderLock {
   SharedMutex& mu_;
 };
 
+// How long a thread with nothing to do waits at most: a wake-up that was lost costs time, not life. Longer
+// waits would save nothing any more.
+inline constexpr std::chrono::minutes kIdleWait{1};
+
 // A condition variable for Mutex. Every wait has a deadline on the steady clock.
 class CondVar {
  public:

@@ -12,8 +12,6 @@ using wire::FrameType;
 
 // Longest one write may take; a dead peer is found by its silence, long before.
 constexpr std::chrono::seconds kWriteTimeout{60};
-// No wait is longer, so that a lost wake-up costs time, not life.
-constexpr std::chrono::seconds kWaitStep{1};
 // The receive rate is measured over windows that moved at least kRateBytes: idle time is no rate.
 constexpr std::chrono::milliseconds kRateWindow{100};
 constexpr std::uint64_t kRateBytes = 64 * 1024;
@@ -118,7 +116,7 @@ void Connection::write_loop() noexcept {
     out.clear();
     {
       base::MutexLock lock(mu_);
-      while (!closed_ && queue_.empty()) wake_.wait_until(mu_, Clock::now() + kWaitStep);
+      while (!closed_ && queue_.empty()) wake_.wait_until(mu_, Clock::now() + base::kIdleWait);
       if (closed_) return;
       queue_.next(out);
     }

@@ -8,9 +8,8 @@
 namespace nearbox::channel {
 namespace {
 
-// No wait is longer, so that a lost wake-up costs time, not life.
 std::chrono::steady_clock::time_point wait_step() {
-  return std::chrono::steady_clock::now() + std::chrono::seconds(1);
+  return std::chrono::steady_clock::now() + base::kIdleWait;
 }
 
 }  // namespace

@@ -11,7 +11,6 @@ namespace nearbox::channel {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr std::chrono::seconds kWaitStep{1};  // no wait is longer
 constexpr unsigned kMaxDoublings = 16;
 
 const char* name_of(wire::Role role) { return role == wire::Role::kControl ? "control" : "bulk"; }
@@ -91,7 +90,7 @@ bool LinkDialer::next_role(wire::Role& role) {
   base::MutexLock lock(mu_);
   while (!stopping_) {
     const auto now = Clock::now();
-    auto until = now + kWaitStep;
+    auto until = now + base::kIdleWait;
     for (const auto r : {wire::Role::kControl, wire::Role::kBulk}) {
       const auto& w = want(r);
       if (!w.needed || given_up_) continue;
@@ -112,7 +111,7 @@ void LinkDialer::run() noexcept {
   wire::Role role{};
   while (next_role(role)) attempt(role);
   base::MutexLock lock(mu_);
-  while (!may_end_) wake_.wait_until(mu_, Clock::now() + kWaitStep);
+  while (!may_end_) wake_.wait_until(mu_, Clock::now() + base::kIdleWait);
 }
 
 base::Result<wire::Welcome> LinkDialer::handshake(Carrier& carrier, wire::Role role, const wire::Token& token,

@@ -178,7 +178,7 @@ void ServerConnection::write_loop() noexcept {
     out.clear();
     {
       base::MutexLock lock(mu_);
-      while (!closed_ && queue_.empty()) writer_wake_.wait_until(mu_, Clock::now() + kWaitStep);
+      while (!closed_ && queue_.empty()) writer_wake_.wait_until(mu_, Clock::now() + base::kIdleWait);
       if (closed_) return;
       queue_.next(out);
       space_.notify_all();

@@ -26,7 +26,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kRequestBytes = 1024 * 1024 + 64 * 1024;  // the largest WRITE and its headers
 constexpr int kBurst = 64;                          // requests of one session before another gets its turn
-constexpr int kEpollMs = 1000;                      // how long a worker sleeps at most
+constexpr int kEpollMs = 60'000;                    // how long a worker sleeps at most
 constexpr std::uint64_t kStopId = 0;                // of the eventfd in epoll
 constexpr std::chrono::seconds kLeaveDeadline{10};  // for workers to leave a session
 

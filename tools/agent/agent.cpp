@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/agent/agent.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <sys/eventfd.h>
 #include <sys/random.h>
 #include <utility>
 #include <vector>
@@ -11,6 +13,8 @@
 
 namespace nearbox::agent {
 namespace {
+
+constexpr std::chrono::milliseconds kTick{250};
 
 // In a time that does not depend on where the tokens differ.
 bool same_token(const wire::Token& a, const wire::Token& b) {
@@ -41,7 +45,11 @@ void random_bytes(void* into, std::size_t size) {
 }
 
 Agent::Agent(Options options, base::Logger& log)
-    : options_(std::move(options)), log_(log), instance_(new_instance()), watcher_(log) {}
+    : options_(std::move(options)),
+      log_(log),
+      instance_(new_instance()),
+      changed_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      watcher_(log) {}
 
 Agent::~Agent() {
   stop();
@@ -145,6 +153,7 @@ void Agent::serve(channel::Carrier& carrier, const std::function<void()>& admitt
   }
   session->detach(&carrier);
   --connections_;
+  (void)::eventfd_write(changed_.get(), 1);
 }
 
 bool Agent::keeps(Entry& entry, Clock::time_point now) {
@@ -177,6 +186,18 @@ bool Agent::tick(Clock::time_point now) {
   for (auto& session : gone) end_later(std::move(session));
   base::MutexLock lock(mu_);
   return !needed && now - needed_ >= options_.linger;
+}
+
+std::chrono::milliseconds Agent::next_tick() {
+  eventfd_t ignored = 0;
+  (void)::eventfd_read(changed_.get(), &ignored);
+  if (!changed_ || connections_.load() == 0) return kTick;
+  base::MutexLock lock(mu_);
+  const bool soon = std::any_of(sessions_.begin(), sessions_.end(), [](const auto& one) {
+    const auto& session = *one.second.session;
+    return session.ended() || session.poisoned() || one.second.session->alone_since();
+  });
+  return soon ? kTick : std::chrono::milliseconds(base::kIdleWait);
 }
 
 void Agent::stop() {

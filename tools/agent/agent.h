@@ -50,6 +50,9 @@ class Agent {
              Clock::time_point hello_by = Clock::now() + kHelloTimeout) EXCLUDES(mu_);
   // Forgets what is past its time. True: nobody has needed this agent for `linger`.
   bool tick(Clock::time_point now) EXCLUDES(mu_);
+  // How soon that is to be called again, or when changed_fd() is readable, which this makes it no more.
+  std::chrono::milliseconds next_tick() EXCLUDES(mu_);
+  int changed_fd() const { return changed_.get(); }
   // Breaks all connections; their serve() calls return soon. New ones are refused.
   void stop() EXCLUDES(mu_);
   // Takes all sessions down; after stop(). False: one still waits for a file system at `deadline`.
@@ -75,6 +78,7 @@ class Agent {
   const Options options_;
   base::Logger& log_;
   const std::uint64_t instance_;
+  const base::UniqueFd changed_;  // an eventfd: a connection ended
   base::Timers timers_;
   Watcher watcher_;  // outlives the sessions
   std::atomic<std::size_t> connections_{0};

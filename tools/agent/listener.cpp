@@ -18,8 +18,8 @@ namespace nearbox::agent {
 namespace {
 
 constexpr int kBacklog = 128;
-constexpr int kPollStep = 1000;  // ms
-constexpr int kBreath = 50;      // ms without accepting when descriptors have run out
+constexpr int kPollStep = 60'000;  // ms
+constexpr int kBreath = 50;        // ms without accepting when descriptors have run out
 
 template <class Address>
 const struct sockaddr* generic(const Address& address) {

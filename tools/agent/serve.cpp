@@ -15,7 +15,6 @@
 namespace nearbox::agent {
 namespace {
 
-constexpr int kTick = 250;                    // ms
 constexpr std::chrono::seconds kEndWait{10};  // for sessions when the agent ends
 constexpr std::chrono::seconds kLockWait{5};  // for an agent of this build that is ending
 constexpr off_t kMaxLogBytes = 1024 * 1024;
@@ -48,10 +47,11 @@ void bound_log() {
 
 void run_until_done(Agent& agent, base::Logger& log) {
   while (true) {
-    struct pollfd wait {
-      stop_event, POLLIN, 0
-    };
-    if (::poll(&wait, 1, kTick) > 0) return log.info("event=stop why=signal");
+    const auto pause = static_cast<int>(agent.next_tick().count());
+    std::array<struct pollfd, 2> wait{{{stop_event, POLLIN, 0}, {agent.changed_fd(), POLLIN, 0}}};
+    if (::poll(wait.data(), wait.size(), pause) > 0 && wait[0].revents != 0) {
+      return log.info("event=stop why=signal");
+    }
     bound_log();
     if (agent.tick(Agent::Clock::now())) return log.info("event=stop why=linger");
   }

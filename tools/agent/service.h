@@ -19,6 +19,9 @@ class Service final : public channel::CallHandler {
 
   void on_call(wire::Method method, wire::ByteView payload, channel::ResponderPtr responder) override;
   void on_note(wire::Method method, wire::ByteView payload) override;
+  void on_cancel(std::uint32_t /*call_id*/) override {
+    session_->events.wake();
+  }  // a pump whose call it was ends
 
  private:
   bool file_call(wire::Method method, wire::ByteView payload, const channel::ResponderPtr& responder);

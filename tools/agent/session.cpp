@@ -14,8 +14,7 @@ namespace nearbox::agent {
 namespace {
 
 constexpr std::size_t kEventChunk = 256 * 1024;
-constexpr std::chrono::milliseconds kCancelLook{250};  // how soon a pump sees that its call is over
-constexpr std::chrono::seconds kSettleWait{2};         // then the client asks for a barrier itself
+constexpr std::chrono::seconds kSettleWait{2};  // then the client asks for a barrier itself
 
 std::string below(const Root& root, const std::string& path) {
   return root.path == "/" ? "/" + path : root.path + "/" + path;
@@ -358,7 +357,7 @@ void Session::pump(std::uint64_t after, channel::Responder& responder) {
   wire::Bytes out;
   while (!stopping_.load() && !responder.cancelled()) {
     out.clear();
-    const auto taken = events.take(after, kEventChunk, out, Clock::now() + kCancelLook);
+    const auto taken = events.take(after, kEventChunk, out, Clock::now() + base::kIdleWait);
     if (!taken) return responder.end(taken.error().as_errno());
     if (!out.empty() && !responder.send(out)) break;
   }
