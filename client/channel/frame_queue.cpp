@@ -72,7 +72,10 @@ bool FrameQueue::next(wire::Bytes& out) {
     return true;
   }
   if (turn_.empty()) return false;
-  next_bulk(out);
+  const auto before = out.size();
+  do {
+    next_bulk(out);
+  } while (!turn_.empty() && out.size() - before + kMaxFramePayload < kBulkBatch);
   return true;
 }
 

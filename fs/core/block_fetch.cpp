@@ -84,6 +84,7 @@ void BlockCache::Impl::take(const FetchPtr& fetch, wire::ByteView bytes) {
           std::min((block_of(fetch->position) + 1) * options_.block_bytes, fetch->end);
       const auto n =
           static_cast<std::size_t>(std::min<std::uint64_t>(bytes.size(), block_end - fetch->position));
+      if (fetch->building.empty()) fetch->building.reserve(block_end - fetch->position);
       fetch->building.insert(fetch->building.end(), bytes.begin(),
                              bytes.begin() + static_cast<std::ptrdiff_t>(n));
       fetch->position += n;
