@@ -47,7 +47,7 @@ TEST(FrameQueue, AnEndDoesNotPassItsChunks) {
 
 TEST(FrameQueue, DropsWhatACancelledCallStillHas) {
   FrameQueue queue;
-  queue.push(1, FrameType::kChunk, 0, 1, wire::Bytes(50'000), FrameQueue::Class::kBulk);
+  queue.push(1, FrameType::kChunk, 0, 1, wire::Bytes(500'000), FrameQueue::Class::kBulk);
   wire::Bytes out;
   ASSERT_TRUE(queue.next(out));
   queue.push(1, FrameType::kEnd, 0, 1, wire::Bytes(100'000));
