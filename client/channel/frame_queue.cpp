@@ -72,10 +72,7 @@ bool FrameQueue::next(wire::Bytes& out) {
     return true;
   }
   if (turn_.empty()) return false;
-  const auto before = out.size();
-  do {
-    next_bulk(out);
-  } while (!turn_.empty() && out.size() - before + kMaxFramePayload < kBulkBatch);
+  for (int i = 0; i < kBulkBatch && !turn_.empty(); ++i) next_bulk(out);
   return true;
 }
 

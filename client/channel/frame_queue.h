@@ -33,7 +33,7 @@ class FrameQueue {
   // A ping, pong or credit: belongs to no order but that of the small class.
   void push_small(wire::FrameType type, std::uint32_t call_id, wire::ByteView payload);
 
-  // Appends what is sent next: all small frames up to kSmallBatch bytes, or bulk frames up to kBulkBatch.
+  // Appends what is sent next: all small frames up to kSmallBatch bytes, or kBulkBatch bulk frames.
   // False: there is nothing.
   bool next(wire::Bytes& out);
 
@@ -50,7 +50,7 @@ class FrameQueue {
 
  private:
   static constexpr std::size_t kSmallBatch = 64 * 1024;
-  static constexpr std::size_t kBulkBatch = 128 * 1024;  // a millisecond at 1 Gbit/s, which small ones wait
+  static constexpr int kBulkBatch = 3;  // frames, 96 KiB: a millisecond at 1 Gbit/s, which small ones wait
   struct Item {
     wire::FrameType type{};
     std::uint16_t code = 0;

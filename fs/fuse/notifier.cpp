@@ -15,6 +15,7 @@ using base::MutexLock;
 namespace {
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kAgain{2};  // until an inode that the kernel did not know is told again
+constexpr std::chrono::seconds kLook{5};        // how long an idle thread sleeps at most
 constexpr std::chrono::milliseconds kStuck{
     50};  // in the kernel without any coming back: they wait for a lock
 }  // namespace
@@ -152,7 +153,7 @@ void Notifier::run(const std::stop_token& stop) noexcept {
     if (step() || step_unneeded()) continue;
     MutexLock lock(mu_);
     if (!ready_.empty() || everything_ || stopped_ || may_let_go_locked()) continue;
-    wake_.wait_until(mu_, again_.empty() ? Clock::now() + base::kIdleWait : again_.begin()->first);
+    wake_.wait_until(mu_, again_.empty() ? Clock::now() + kLook : again_.begin()->first);
   }
 }
 
@@ -202,7 +203,9 @@ bool Notifier::take_locked(Item& item) {
   group.sending = true;
   --count_;
   ++sending_;
-  if (!ready_.empty()) wake_.notify_one();
+  // Somebody else has an eye on what is left, and on what is to be told again, while this one is in the
+  // kernel.
+  if (!ready_.empty() || !again_.empty()) wake_.notify_one();
   return true;
 }
 

@@ -152,6 +152,10 @@ void Agent::serve(channel::Carrier& carrier, const std::function<void()>& admitt
     log_.info("event=disconnected why=\"" + (ended ? std::string("closed") : ended.error().message()) + "\"");
   }
   session->detach(&carrier);
+  {
+    base::MutexLock lock(mu_);
+    needed_ = Clock::now();  // until now, whenever the last tick was
+  }
   --connections_;
   (void)::eventfd_write(changed_.get(), 1);
 }

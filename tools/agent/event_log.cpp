@@ -43,9 +43,8 @@ base::Result<void> EventLog::check(std::uint64_t seq, std::uint32_t tag) {
 }
 
 base::Result<void> EventLog::take(std::uint64_t& after, std::size_t max, wire::Bytes& out,
-                                  std::chrono::steady_clock::time_point deadline) {
+                                  std::chrono::steady_clock::time_point deadline, std::uint64_t wakes) {
   base::MutexLock lock(mu_);
-  const auto wakes = wakes_;
   while (true) {
     if (poisoned_) return base::errno_error(EOVERFLOW, "event log");
     if (after + 1 < first_ || after >= first_ + events_.size()) {
@@ -78,6 +77,11 @@ void EventLog::wake() {
   base::MutexLock lock(mu_);
   ++wakes_;
   changed_.notify_all();
+}
+
+std::uint64_t EventLog::wakes() {
+  base::MutexLock lock(mu_);
+  return wakes_;
 }
 
 std::uint64_t EventLog::last_seq() {

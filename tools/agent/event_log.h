@@ -34,10 +34,13 @@ class EventLog {
 
   // Appends to `out` the events after `after`, each as u32 length | Event, up to about `max` bytes,
   // and moves `after` to the last one. Waits until `deadline` for the first; true with nothing
-  // taken means the deadline passed or wake() was called.
+  // taken means the deadline passed or wake() was called since wakes() was `wakes`: whoever looks at what a
+  // wake() tells of asks for wakes() before.
   // Errors:  ESTALE: `after` was confirmed already or lies in the future; EOVERFLOW: poisoned.
   base::Result<void> take(std::uint64_t& after, std::size_t max, wire::Bytes& out,
-                          std::chrono::steady_clock::time_point deadline) EXCLUDES(mu_);
+                          std::chrono::steady_clock::time_point deadline, std::uint64_t wakes = 0)
+      EXCLUDES(mu_);
+  std::uint64_t wakes() EXCLUDES(mu_);
 
   void confirm(std::uint64_t seq) EXCLUDES(mu_);
   void wake() EXCLUDES(mu_);  // makes waiting takers return

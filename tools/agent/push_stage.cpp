@@ -96,7 +96,9 @@ base::Result<base::UniqueFd> open_once(int parent, const std::string& name) {
 // An earlier session, or another agent, may be removing it.
 base::Result<base::UniqueFd> open_own(int parent, const std::string& name) {
   auto dir = open_once(parent, name);
+  struct stat st {};
   for (int tries = 1; tries < kTries && !dir && dir.error().as_errno() == ENOENT; ++tries) {
+    if (::fstat(parent, &st) != 0 || st.st_nlink == 0) break;  // gone for good
     (void)::poll(nullptr, 0, kTryAgainMs);  // whoever removes it does nothing else meanwhile
     dir = open_once(parent, name);
   }

@@ -355,9 +355,11 @@ void Session::subscribe(const wire::Subscribe& request, const channel::Responder
 
 void Session::pump(std::uint64_t after, channel::Responder& responder) {
   wire::Bytes out;
-  while (!stopping_.load() && !responder.cancelled()) {
+  while (true) {
+    const auto wakes = events.wakes();
+    if (stopping_.load() || responder.cancelled()) break;
     out.clear();
-    const auto taken = events.take(after, kEventChunk, out, Clock::now() + base::kIdleWait);
+    const auto taken = events.take(after, kEventChunk, out, Clock::now() + base::kIdleWait, wakes);
     if (!taken) return responder.end(taken.error().as_errno());
     if (!out.empty() && !responder.send(out)) break;
   }

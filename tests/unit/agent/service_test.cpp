@@ -455,6 +455,17 @@ TEST_F(AgentTest, WelcomesResumesAndRefuses) {
   EXPECT_TRUE(agent->tick(Clock::now() + std::chrono::seconds(201)));
 }
 
+TEST_F(AgentTest, LingeringBeginsWhenTheLastConnectionEnds) {
+  auto first = dial();
+  ASSERT_TRUE(greet(first, 1, options.token).ok());
+  EXPECT_FALSE(agent->tick(Clock::now() - std::chrono::hours(1)));  // the last one while somebody was there
+  first.client.reset();
+  first.server.join();
+  EXPECT_FALSE(agent->tick(Clock::now()));
+  EXPECT_TRUE(agent->tick(Clock::now() + std::chrono::seconds(201)) ||
+              agent->tick(Clock::now() + std::chrono::seconds(402)));
+}
+
 TEST_F(AgentTest, ASessionThatIsOverIsNotResumed) {
   auto first = dial();
   ASSERT_TRUE(greet(first, 1, options.token).ok());

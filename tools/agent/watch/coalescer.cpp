@@ -115,6 +115,13 @@ std::optional<Coalescer::Item> Coalescer::take_name(wire::NodeId dir, std::strin
   return take_entry(it->second, now);
 }
 
+std::optional<Coalescer::Item> Coalescer::waiting(wire::NodeId dir, std::string_view name) const {
+  const auto it = index_.find(place_key(dir, name));
+  if (it == index_.end() || !entries_[it->second].pending) return std::nullopt;
+  const Entry& entry = entries_[it->second];
+  return Item{dir, std::string(name), entry.flags, entry.targets, entry.place};
+}
+
 std::uint32_t Coalescer::waiting_flags(wire::NodeId dir, std::string_view name) const {
   const auto it = index_.find(place_key(dir, name));
   return it == index_.end() ? 0 : entries_[it->second].flags;

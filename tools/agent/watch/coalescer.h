@@ -49,6 +49,8 @@ class Coalescer {
   std::vector<Item> take(TimePoint now, std::size_t max, bool all = false);
   // What waits for this name, as if it were due: its directory is being listed.
   std::optional<Item> take_name(wire::NodeId dir, std::string_view name, TimePoint now);
+  // The same, and it waits on.
+  std::optional<Item> waiting(wire::NodeId dir, std::string_view name) const;
 
   // The flags of what waits for this name; 0: nothing does.
   std::uint32_t waiting_flags(wire::NodeId dir, std::string_view name) const;

@@ -160,6 +160,7 @@ bool Looker::listed_since_made(TreeView& source, const Item& item, wire::NodeId 
 struct Looker::Listing {
   int top = -1;
   RootSet roots;
+  bool for_all = true;
   std::deque<std::string> waiting;  // relative to top
   std::size_t names = 0;
   std::vector<Seen> seen;
@@ -169,6 +170,7 @@ void Looker::list(TreeView& source, int parent, const Item& item, const wire::At
                   const RootSet& roots, Findings& out) {
   Listing listing;
   listing.roots = roots;
+  listing.for_all = out.for_all;
   wire::NameState head;
   head.dir = item.dir;
   head.name = item.name;
@@ -208,7 +210,7 @@ void Looker::remember_listed(TreeView& source, wire::NodeId dir) {
   listed_.insert(*place);
 }
 
-// False: too many names for one listing.
+// False: too many names for one listing, or not all of them can be read.
 bool Looker::list_one(TreeView& source, Listing& listing, const std::string& path) {
   auto fd = open_beneath(listing.top, path, O_RDONLY | O_DIRECTORY);
   const bool readable = fd.ok();
@@ -227,12 +229,19 @@ bool Looker::list_one(TreeView& source, Listing& listing, const std::string& pat
     const std::unique_ptr<DIR, CloseDir> handle(::fdopendir(number));
     if (!handle) return true;
     (void)fd->release();  // the handle closes it
-    while (const struct dirent* found = ::readdir(handle.get())) {
+    // What waits is done with when all whom it concerns are told of the listing.
+    const bool takes = listing.for_all && (source.roots_of(dir) & ~listing.roots).none();
+    while (true) {
+      errno = 0;
+      const struct dirent* const found = ::readdir(handle.get());
+      if (found == nullptr) break;
       const std::string name = found->d_name;
       if (name == "." || name == ".." || untouched(place, name)) continue;
       if (++listing.names > kMaxFreshNames) return false;
       Item item{dir, name, 0, {}, {}};
-      if (auto waiting = names_.take_name(dir, name, Clock::now())) item = std::move(*waiting);
+      if (auto waiting = takes ? names_.take_name(dir, name, Clock::now()) : names_.waiting(dir, name)) {
+        item = std::move(*waiting);
+      }
       item.flags &= ~static_cast<std::uint32_t>(kHintFresh);
       item.flags |= kHintBorn;  // what became of it elsewhere, nobody told
       // A directory is told as fresh when its node is known: after the look.
@@ -255,6 +264,7 @@ bool Looker::list_one(TreeView& source, Listing& listing, const std::string& pat
         listing.seen.push_back(std::move(seen));
       }
     }
+    if (errno != 0 && errno != ENOENT) return false;  // ENOENT: it was removed
     remember_listed(source, dir);
   }
   listing.seen.push_back({std::move(tail), listing.roots});

@@ -42,6 +42,7 @@ struct LostDir {
 std::string path_of(int fd);
 
 struct Findings {
+  bool for_all = true;      // who is told: everybody below the roots, or all but one
   std::vector<Seen> there;  // in the order in which they must be told
   std::vector<Seen> gone;
   std::vector<LostDir> lost;

@@ -130,6 +130,8 @@ void Watcher::run(const std::stop_token& stop) noexcept {
 void Watcher::step() {
   wait();
   const auto begun = cpu_time();
+  const auto worked = [this] { return std::make_pair(last_heard_, last_round_); };
+  const auto before = worked();
   look_at_mounts();
   serve_calls();
   const bool behind = read_sources(kReadsAStep);
@@ -137,7 +139,7 @@ void Watcher::step() {
   (void)round(false);
   // Whoever rests while more comes than was read falls behind for good.
   const auto rest = std::clamp<Clock::duration>(kPauseFor * (cpu_time() - begun), kBatch, kLongestBatch);
-  pause_ = behind ? kBatch : rest;
+  if (worked() != before) pause_ = behind ? kBatch : rest;
   if (any_foreign_ && Clock::now() >= foreign_told_ + kForeignAgain)
     tell_foreign(std::chrono::milliseconds(0));
 }

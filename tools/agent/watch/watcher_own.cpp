@@ -99,6 +99,7 @@ void Watcher::look_at_own() {
   }
   for (const auto& one : own) {
     Findings found;
+    found.for_all = one.except == nullptr;
     const auto as_of = done_.now();
     look_at_one(one, found);
     for (auto& seen : found.there) seen.as_of = as_of;
