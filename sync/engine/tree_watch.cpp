@@ -230,6 +230,13 @@ void TreeStore::Impl::apply_state(const wire::NameState& state, Mirror& mirror, 
   if (dir == kNoNode || !S_ISDIR(mirror.attr(dir).mode) || !mirror.alive(dir)) {
     ++unknown_told;
     told_listing(state.dir);  // should a walk bring it, it is listed again
+    const bool file = state.attr.ino != 0 && !S_ISDIR(state.attr.mode);
+    if (file && mirror.find(id) != kNoNode && !base::fault::active("sync.no_other_names")) {
+      auto node = state;  // it has names that are known besides
+      node.dir = id;
+      node.name.clear();
+      apply_node(node, mirror, changes, again);
+    }
     return;
   }
   const auto there = mirror.lookup(dir, state.name);

@@ -130,6 +130,32 @@ class Budget(Coherence):
         self.change_unseen_by_times(lambda real: os.unlink(f"{real}/f3"))
         self.assertIn("f3", os.listdir(held))
 
+    def other_name(self):
+        """A file whose other name is in a directory of which the daemon knows nothing, written by that."""
+        self.limit(60)
+        self.fill(30, 9)
+        far = f"{self.dir}/d5/e5/deep/deeper"
+        os.makedirs(far)
+        os.link(f"{self.dir}/d0/e0/f1", f"{far}/other")
+        self.mounted()
+        for i in range(1, 30):
+            os.listdir(f"{self.mnt}/d{i % 10}/e{i}")
+        held = f"{self.mnt}/d0/e0"
+        self.assertEqual(len(os.listdir(held)), 9)
+        with open(f"{held}/f1", "rb") as f:
+            self.assertEqual(f.read(), b"1")
+            with open(f"{far}/other", "ab") as o:
+                o.write(b" and more")
+            self.nb("flush")
+            return os.lstat(f"{held}/f1").st_size
+
+    def test_a_write_by_a_name_that_is_not_known(self):
+        self.assertEqual(self.other_name(), 10)
+
+    def test_a_write_by_a_name_that_is_not_known_off(self):
+        self.set_faults("sync.no_other_names")
+        self.assertEqual(self.other_name(), 1)
+
     def test_a_new_name_in_a_collapsed_directory(self):
         held = self.collapsed_beside()
         self.change_unseen_by_times(lambda real: self.put(f"{real}/new"))
