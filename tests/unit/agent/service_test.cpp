@@ -63,9 +63,14 @@ class ServiceTest : public ::testing::Test {
       }
       return all.size() >= count;
     }));
-    r->cancel();
+    cancel(*r);
     EXPECT_TRUE(r->wait());
     return all;
+  }
+  // As the connection does.
+  void cancel(FakeResponder& responder) {
+    responder.cancel();
+    service.on_cancel(responder.call_id());
   }
 
   test::TempDir dir;
@@ -256,7 +261,7 @@ TEST_F(ServiceTest, AppliesOnceAndTellsEvents) {
   EXPECT_EQ(r->error(), ESTALE) << "was confirmed";
   r = call(Method::kSubscribe, wire::Subscribe{kInstance + 1, 10});  // of another agent: what is kept
   ASSERT_TRUE(r->wait_bytes(1));
-  r->cancel();
+  cancel(*r);
   ASSERT_TRUE(r->wait());
 }
 
