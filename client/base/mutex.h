@@ -85,8 +85,8 @@ class SCOPED_CAPABILITY ReaderLock {
 };
 
 // How long a thread with nothing to do waits at most: a wake-up that was lost costs time, not life. Longer
-// waits would save nothing any more.
-inline constexpr std::chrono::minutes kIdleWait{1};
+// waits would save little: heartbeats are more frequent.
+inline constexpr std::chrono::seconds kIdleWait{10};
 
 // A condition variable for Mutex. Every wait has a deadline on the steady clock.
 class CondVar {
