@@ -255,19 +255,26 @@ class Budget(Coherence):
 
     # ---- at random
 
-    def test_random_changes_there_over_the_budget(self):
+    def crowded(self):
+        """More than the budget from the begin, however the random names fall."""
         self.limit(30)
+        for i in range(20):
+            os.makedirs(f"{self.dir}/q{i}")
+            self.put(f"{self.dir}/q{i}/f")
+
+    def test_random_changes_there_over_the_budget(self):
+        self.crowded()
         self.mounted()
         self.random_run(OPS // 2, [RandomOps(self.dir, SEED), RandomOps(self.dir, SEED + 1)])
         self.assertGreater(self.tree()["collapsed"], 0)
 
     def test_random_changes_on_both_sides_over_the_budget(self):
-        self.limit(30)
+        self.crowded()
         self.mounted()
         self.random_run(OPS // 4, [RandomOps(self.dir, SEED + 2), RandomOps(self.mnt, SEED + 3)], each=100)
 
     def test_random_changes_with_lost_events_and_a_new_agent(self):
-        self.limit(30)
+        self.crowded()
         self.mounted()
 
         def disturb(round_):
@@ -280,13 +287,13 @@ class Budget(Coherence):
 
     def test_random_changes_with_an_old_kernel(self):
         self.set_faults("fs.no_prune", "fs.no_epoch")
-        self.limit(30)
+        self.crowded()
         self.mounted()
         self.random_run(OPS // 5, [RandomOps(self.dir, SEED + 6)])
 
     def test_random_changes_nobody_watches(self):
         self.set_faults("agent.no_fanotify", "agent.watch_limit")
-        self.limit(30)
+        self.crowded()
         self.mounted()
         writer = RandomOps(self.dir, SEED + 7)
         self.random_run(OPS // 10, [writer])
